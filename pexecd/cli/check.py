@@ -1,0 +1,133 @@
+"""``pexecd check``: look at a job's files, show what would run; start nothing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pexecd.errors import BadInputError
+from pexecd.jobs import Renderer, read_job, read_table
+from pexecd.jobs.reach import is_loopback
+from pexecd.jobs.values import Job
+from pexecd.service import BAD_INPUT
+
+#: So many commands are shown.
+SHOWN = 3
+
+
+def check_job(path: Path, *, as_json: bool) -> int:
+    """Check a job and print what is in force.
+
+    Args:
+        path: the job file.
+        as_json: print a JSON object instead of lines.
+
+    Returns:
+        The exit status: 0, or 2 when there are mistakes.
+    """
+    try:
+        job = read_job(path)
+        first = list(islice(read_table(job), SHOWN))
+    except BadInputError as error:
+        if as_json:
+            mistakes = [
+                {"file": one.file, "line": one.line, "text": one.text} for one in error.mistakes
+            ]
+            json.dump({"ok": False, "mistakes": mistakes}, sys.stdout, indent=1)
+            print()
+        else:
+            print(error, file=sys.stderr)
+        return BAD_INPUT
+    renderer = Renderer(job)
+    commands = [shlex.join(renderer.render(cells).arguments) for cells in first]
+    found = warnings(job)
+    if as_json:
+        json.dump(
+            {
+                "ok": True,
+                "tasks": job.tasks,
+                "commands": commands,
+                "settings": dict(settings(job)),
+                "warnings": found,
+            },
+            sys.stdout,
+            indent=1,
+        )
+        print()
+        return 0
+    print(f"{path}: all is well, {job.tasks} tasks. The first commands:")
+    for command in commands:
+        print(f"  {command}")
+    print("Settings in force:")
+    for name, value in settings(job):
+        print(f"  {name} = {value}")
+    for warning in found:
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def settings(job: Job) -> Iterator[tuple[str, Any]]:
+    """The settings in force, in the order and words of the job file."""
+    yield "name", job.name
+    yield (
+        "hosts",
+        ", ".join(
+            host.name + (f" ({host.slots} slots)" if host.slots else "") for host in job.hosts
+        ),
+    )
+    yield "parameters", f"{job.parameters} ({', '.join(job.columns)})"
+    yield "listen", job.listen or "a free port on loopback"
+    if job.advertise:
+        yield "advertise", job.advertise
+    for name in ("timeout", "attempts", "duplicates", "stop_after", "give_up"):
+        value = getattr(job, name)
+        yield name, f"{value:g}"
+    yield "max_result", "no limit" if job.max_result is None else str(job.max_result)
+    yield "state", str(job.state)
+    yield "worker", job.worker.name
+    for platform, path in job.worker.executables.items():
+        yield f"executable.{platform}", str(path)
+    yield "shell", _yes_no(job.worker.shell)
+    yield "nice", str(job.worker.nice)
+    for name, text in job.env.items():
+        yield f"env {name}", text
+    for rule in job.inputs:
+        yield f"input {rule.file}", rule.kind.value
+    for result in job.results:
+        yield f"result {result.name}", result.source
+    for test in job.tests:
+        yield f"validate {test.result}", f"{test.kind.value} {test.regex}".rstrip()
+    if job.validate:
+        yield "validate function", f"{job.validate.path}:{job.validate.name}"
+    for collect in job.collect:
+        yield f"collect {collect.result}", f"{collect.kind.value} {collect.path}"
+    if job.collect_function:
+        yield "collect function", f"{job.collect_function.path}:{job.collect_function.name}"
+    if job.failed:
+        yield "failed", str(job.failed)
+    yield "order", "completion" if job.by_completion else "parameters"
+    yield "ping", f"{job.ping:g}"
+    yield "patience", f"{job.patience:g}"
+    for name in ("delete_worker", "delete_client", "keep_failed"):
+        yield name, _yes_no(getattr(job, name))
+
+
+def warnings(job: Job) -> list[str]:
+    """What works, but should be known."""
+    found = []
+    remote = [host.name for host in job.hosts if not (host.local or is_loopback(host.address))]
+    if job.listen and remote:
+        found.append(
+            f"listen = {job.listen}: hosts and master speak plain HTTP; whoever can read the "
+            "network between them can read parameters and results, and send results of his own"
+        )
+    return found
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,68 @@
+"""``pexecd``: the command and its verbs. Each verb imports what it needs, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pexecd import __version__
+from pexecd.core.values import Outcome
+
+JOB = click.argument("job", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pexecd")
+def main() -> None:
+    """Run a program once for every line of a table, on all your computers at once.
+
+    Exit status: 0 every task succeeded; 1 some failed; 2 bad files or usage; 3 no host
+    could be used; 130 interrupted.
+    """
+
+
+@main.command()
+@JOB
+@click.option("--fresh", is_flag=True, help="Throw away what an earlier run has stored.")
+@click.option(
+    "--keep-old",
+    is_flag=True,
+    help="Keep earlier results though worker, results or validation have changed.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try the tasks again that have failed.")
+@click.option(
+    "--recollect", is_flag=True, help="Call the collect function again for those where it raised."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON at the end.")
+@click.option("--verbose", "-v", is_flag=True, help="Show the master's log as it is written.")
+def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
+    """Work on JOB until every task has its result; show progress, then statistics.
+
+    Ctrl-C stops workers and clients; the same command goes on later. When lines of the table
+    were added, moved or removed meanwhile, only the new ones run.
+    """
+    try:
+        from pexecd.cli.run import run_job  # noqa: PLC0415
+        from pexecd.state import Start  # noqa: PLC0415
+
+        status = run_job(job, Start(**start), as_json=as_json, verbose=verbose)
+    except KeyboardInterrupt:  # before the run catches it; click's own answer is status 1
+        click.echo("pexecd: interrupted; nothing was started", err=True)
+        status = Outcome.INTERRUPTED.value
+    sys.exit(status)
+
+
+@main.command()
+@JOB
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def check(job: Path, as_json: bool) -> None:
+    """Check the files of JOB and show its first commands and settings; start nothing."""
+    from pexecd.cli.check import check_job  # noqa: PLC0415
+
+    sys.exit(check_job(job, as_json=as_json))
+
+
+if __name__ == "__main__":
+    main()

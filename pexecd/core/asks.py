@@ -1,0 +1,135 @@
+"""Requests for a task: each is answered or withdrawn exactly once (SPEC section 2, "Waiting")."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from pexecd.core.context import Context
+from pexecd.core.effects import Refuse
+from pexecd.core.progress import Progress
+from pexecd.core.state import Ask, Client, Host
+from pexecd.core.values import Caller
+
+#: Seconds until clients should ask again; they have been held long enough.
+_RETRY_AFTER = 1
+#: The longest such time, for hosts that are set aside.
+_LONGEST_RETRY_AFTER = 10
+
+
+class Asks:
+    """The asks that are open.
+
+    Those of hosts that are set aside are held like the others, but only one at a time of such a
+    host may have a task, and only after its pause.
+    """
+
+    def __init__(self, context: Context, progress: Progress) -> None:
+        self._context = context
+        self._progress = progress
+        self._deadlines = context.deadlines
+        self._clients = context.clients
+        self._standings = context.standings
+        self._dispatch = context.dispatch
+        self._open: dict[int, Ask] = {}
+
+    def add(self, number: int, caller: Caller) -> None:
+        """Answer this ask, or hold it."""
+        at = self._context.at
+        client = self._clients.hear(caller, at)
+        client.refused = False
+        host = client.host
+        ask = Ask(number, caller, client, host)
+        admitted = host.aside is None or (host.probe is None and host.until <= at)
+        task = self._dispatch.pick(ask) if admitted else None
+        if task is not None:
+            self._progress.give(ask, task)
+            return
+        self._open[number] = host.asks[number] = ask
+        client.open += 1
+        self._standings.engage(host)
+        self._deadlines.set(ask, at + self._context.policy.hold)
+        if admitted:
+            self._dispatch.wait(ask)
+            if host.aside is not None:
+                host.probe = ask
+
+    def withdraw(self, number: int) -> None:
+        """The peer of this ask has left."""
+        ask = self._open.get(number)
+        if ask is not None:
+            self._close(ask)
+
+    def due(self, ask: Ask) -> None:
+        """The ask was held long enough."""
+        if not ask.caller.speaks:
+            self._answer(ask, None)
+        elif ask.host.aside is None:
+            self._answer(ask, _RETRY_AFTER)
+        else:
+            pause = ceil(ask.host.until - self._context.at)
+            self._answer(ask, max(_RETRY_AFTER, min(pause, _LONGEST_RETRY_AFTER)))
+
+    def refuse(self, number: int, caller: Caller) -> None:
+        """Answer this ask, now that all is over."""
+        client = self._clients.hear(caller, self._context.at)
+        self._context.effects.append(Refuse(number, None))
+        self._clients.refuse(client)
+
+    def send_away(self, client: Client) -> None:
+        """The client is dead, though its connections may not have closed yet."""
+        for ask in list(client.host.asks.values()):
+            if ask.client is client:
+                self.due(ask)
+
+    def refuse_all(self) -> None:
+        """No task is left for any of them."""
+        for ask in list(self._open.values()):
+            self._answer(ask, None)
+
+    def serve(self) -> None:
+        """Give tasks to those that wait, after something has changed."""
+        while self._standings.changed:
+            self._reconsider(self._standings.changed.pop())
+        while (pair := self._dispatch.match()) is not None:
+            ask, task = pair
+            self._close(ask)
+            self._progress.give(ask, task)
+
+    def _reconsider(self, host: Host) -> None:
+        """The host was set aside, or let back in, or may be tried again."""
+        if host.aside is None:
+            self._deadlines.drop(host)
+            for ask in list(host.asks.values()):
+                self._offer(ask)
+        elif host.until > self._context.at:
+            self._deadlines.set(host, host.until)
+            for ask in host.asks.values():
+                self._dispatch.forget(ask)
+        elif host.probe is None and host.asks:
+            ask = next(iter(host.asks.values()))
+            host.probe = ask
+            self._offer(ask)
+
+    def _offer(self, ask: Ask) -> None:
+        task = self._dispatch.pick(ask)
+        if task is None:
+            self._dispatch.wait(ask)
+        else:
+            self._close(ask)
+            self._progress.give(ask, task)
+
+    def _answer(self, ask: Ask, retry_after: int | None) -> None:
+        self._close(ask)
+        self._context.effects.append(Refuse(ask.number, retry_after))
+        ask.client.answered = self._context.at
+        if retry_after is None:
+            self._clients.refuse(ask.client)
+
+    def _close(self, ask: Ask) -> None:
+        del self._open[ask.number]
+        del ask.host.asks[ask.number]
+        ask.client.open -= 1
+        self._standings.disengage(ask.host, self._context.at)
+        self._standings.release(ask.host, ask)
+        self._deadlines.drop(ask)
+        self._dispatch.forget(ask)

@@ -1,0 +1,163 @@
+"""What the master must do after an event: records to journal first, then deeds.
+
+``Session.handle`` returns both in one list. The master journals all ``Record``s of
+the list in one transaction, and performs the deeds, in order, only after its commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pexecd.core.values import Caller, End, Outcome
+from pexecd.units import Seconds
+
+# --- records: facts that go to the journal ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TicketGiven:
+    """A task was assigned to a client."""
+
+    ticket: int
+    task: int
+    client: str
+    host: str
+    #: See ``Caller``; needed to go on after a restart.
+    managed: bool
+    speaks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TicketEnded:
+    """A ticket's end.
+
+    A second record for a ticket replaces the first (a late valid result turns ``lost``,
+    ``timed out`` or ``failed`` into ``done``).
+    """
+
+    ticket: int
+    task: int
+    end: End
+    reason: str = ""
+    exit_status: int = -1
+    signal: int = 0
+    #: From giving out to end, or as the client measured the worker.
+    seconds: Seconds = 0.0
+    stderr: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """The task's result is that of ``ticket``. May follow ``TaskFailed``."""
+
+    task: int
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """The task has failed for good, unless a late result still comes."""
+
+    task: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReopened:
+    """A settled task is pending again, as if it had never been tried."""
+
+    task: int
+    #: Its tickets below this number no longer count as attempts or losses.
+    ticket: int
+
+
+Record: TypeAlias = TicketGiven | TicketEnded | TaskDone | TaskFailed | TaskReopened
+
+
+@dataclass(frozen=True, slots=True)
+class TicketsUsed:
+    """In a replay only: all numbers up to this one were given out.
+
+    The highest may have been the ticket of a task that is no longer in the table, which a
+    replay leaves out.
+    """
+
+    upto: int
+
+
+#: What ``Session.replay`` learns from.
+Replayed: TypeAlias = Record | TicketsUsed
+
+# --- deeds ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Answer ``ask`` with this task."""
+
+    ask: int
+    ticket: int
+    task: int
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer ``ask`` with 503: come back in ``retry_after`` seconds, or (None) die."""
+
+    ask: int
+    retry_after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Validate the stored result of ``ticket``; the verdict comes back as an event."""
+
+    ticket: int
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """The stored result of ``ticket`` is no use: it may be deleted."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The task was just done or has failed: collection may go on past it."""
+
+    task: int
+    #: The ticket whose result it is; None when it has failed.
+    ticket: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Revive:
+    """A client that the master started has been silent too long: look after it."""
+
+    host: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Something a person should read in the log."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over; given once. Requests are still answered (503, 205) until clients left."""
+
+    outcome: Outcome
+    #: One line; empty when all went well.
+    reason: str = ""
+
+
+Deed: TypeAlias = Assign | Refuse | Judge | Discard | Settle | Revive | Tell | Finish
+Effect: TypeAlias = Record | Deed

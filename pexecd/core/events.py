@@ -1,0 +1,190 @@
+"""What can happen to a session. ``at`` never runs backwards from event to event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pexecd.core.values import Caller, Failure
+from pexecd.units import Instant, Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAsked:
+    """A client asks for a task and waits for the answer."""
+
+    at: Instant
+    #: Names the waiting request in the effects that answer it; never used again.
+    ask: int
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class AskWithdrawn:
+    """The peer of a waiting request has left: it must get nothing."""
+
+    at: Instant
+    ask: int
+
+
+@dataclass(frozen=True, slots=True)
+class TicketUndelivered:
+    """The answer with this ticket did not reach its client: the worker never started."""
+
+    at: Instant
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUntold:
+    """The task of this ticket could not be put into words for its client.
+
+    The ticket costs nothing; the same client still waits, under a new ``ask``.
+    """
+
+    at: Instant
+    ticket: int
+    reason: str
+    #: True: a client that announced itself can be told. False: nobody can (an
+    #: input file is gone, say), and an attempt is used up.
+    demanding: bool
+    again: TaskAsked
+
+
+@dataclass(frozen=True, slots=True)
+class TicketPinged:
+    """A client says that it still works on a ticket."""
+
+    at: Instant
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHeard:
+    """A client made any other request: it fetched its config or the worker.
+
+    The tickets of an earlier client of the same host, if the master started both, are lost.
+    """
+
+    at: Instant
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSupposed:
+    """A client is said to run on a host of the cluster, though it may not have been heard yet.
+
+    It may be an earlier master's, and end before it ever turns to this one.
+    """
+
+    at: Instant
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """A client is known to be dead (its process ended): its tickets are lost at once."""
+
+    at: Instant
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class BodyStarted:
+    """A result of this ticket is arriving: no deadline ends it meanwhile."""
+
+    at: Instant
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class BodyEnded:
+    """The result stopped arriving without being stored (the peer left, say)."""
+
+    at: Instant
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultStored:
+    """All results of this ticket are on disk (ends the wait that BodyStarted began).
+
+    The master journals the records that this event yields together with the result.
+    """
+
+    at: Instant
+    ticket: int
+    #: How long the worker ran, where the client said so.
+    seconds: Seconds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultJudged:
+    """Validation came to a verdict."""
+
+    at: Instant
+    ticket: int
+    valid: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFailed:
+    """The validator raised or hung: no verdict; the result is kept, the task waits."""
+
+    at: Instant
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TicketFailed:
+    """The client reports a failure, or the upload was no use."""
+
+    at: Instant
+    ticket: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class HostsUnusable:
+    """No host can be used, now or later (every reason is final): waiting is no use."""
+
+    at: Instant
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants the run to stop (Ctrl-C, a supervisor)."""
+
+    at: Instant
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The instant that ``Session.next_deadline`` named has come (early or late is harmless)."""
+
+    at: Instant
+
+
+Event: TypeAlias = (
+    TaskAsked
+    | AskWithdrawn
+    | TicketUndelivered
+    | TaskUntold
+    | TicketPinged
+    | ClientHeard
+    | ClientSupposed
+    | ClientGone
+    | BodyStarted
+    | BodyEnded
+    | ResultStored
+    | ResultJudged
+    | JudgeFailed
+    | TicketFailed
+    | HostsUnusable
+    | StopAsked
+    | TimePassed
+)

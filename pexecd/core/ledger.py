@@ -1,0 +1,220 @@
+"""What the journal's records say: of every ticket and task a few bytes, and the counters.
+
+The session changes the ledger by records only, and replaying them gives the same ledger.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from pexecd.core.effects import (
+    TaskDone,
+    TaskFailed,
+    TaskReopened,
+    TicketEnded,
+    TicketGiven,
+)
+from pexecd.core.state import Host, Work
+from pexecd.core.values import FIRST_TICKET, End, HostCounts
+from pexecd.errors import InvariantBrokenError
+
+#: Ends that use up an attempt (SPEC section 1).
+COSTLY = frozenset({End.FAILED, End.INVALID, End.TIMED_OUT})
+
+_ENDS = tuple(End)
+#: How an end is stored: its place in ``End``, from 1; 0 is a ticket that has not ended.
+_CODES = {end: code for code, end in enumerate(_ENDS, 1)}
+
+_FRESH, _OPEN, _DONE, _FAILED = range(4)
+
+
+class Ledger:
+    """Tickets and their ends, tasks and their phases.
+
+    A task is fresh (never begun, or begun and never given out since), open (begun: it has a
+    ``Work``), done or failed.
+
+    Args:
+        tasks: how many; they are numbered from 1.
+    """
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.fresh = tasks
+        self.done = 0
+        self.failed = 0
+        #: Tickets given out.
+        self.given = 0
+        self.works: dict[int, Work] = {}
+        self.hosts: dict[str, Host] = {}
+        self._hosts: list[Host] = []
+        #: The first ticket that counts of tasks that were reopened.
+        self._counts_from: dict[int, int] = {}
+        self._phases = bytearray(tasks + 1)
+        self._phases[0] = _DONE  # there is no task 0
+        # One place for each ticket number from FIRST_TICKET on.
+        self._task_of = array("I")
+        self._host_of = array("I")
+        self._end_of = bytearray()
+        self._seconds_of = array("d")
+
+    @property
+    def next_ticket(self) -> int:
+        """The number of the next ticket."""
+        return FIRST_TICKET + len(self._task_of)
+
+    def host(self, name: str) -> Host:
+        """The host of that name, new if it is."""
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = Host(name, len(self._hosts))
+            self._hosts.append(host)
+        return host
+
+    # --- records -------------------------------------------------------------------------
+
+    def give(self, record: TicketGiven) -> Work:
+        """Note a new ticket.
+
+        Returns:
+            Its task, which is open from now on.
+
+        Raises:
+            InvariantBrokenError: the number was used before.
+        """
+        index = record.ticket - FIRST_TICKET
+        if index < len(self._task_of):
+            raise InvariantBrokenError(f"ticket {record.ticket} was given out twice")
+        self.use(record.ticket - 1)  # numbers whose records never reached the disk
+        task, host = record.task, self.host(record.host)
+        self._append(task, host.index)
+        self.given += 1
+        host.running += 1
+        work = self.works.get(task)
+        if work is None:
+            work = self.works[task] = Work(task)
+            self._enter(task, _OPEN)
+        return work
+
+    def end(self, record: TicketEnded) -> None:
+        """Note a ticket's end, in place of the one it may have had."""
+        index = record.ticket - FIRST_TICKET
+        if not self.known(record.ticket):
+            return  # only in a replay: the record of its giving never reached the disk
+        host = self._hosts[self._host_of[index]]
+        before = self._end_of[index]
+        if before:
+            host.ends[before - 1] -= 1
+            host.busy -= self._seconds_of[index]
+        else:
+            host.running -= 1
+        code = _CODES[record.end]
+        host.ends[code - 1] += 1
+        host.busy += record.seconds
+        self._end_of[index] = code
+        self._seconds_of[index] = record.seconds
+        work = self.works.get(record.task)
+        if work is not None and record.ticket >= self._counts_from.get(record.task, 0):
+            if before:
+                self._charge(work, _ENDS[before - 1], -1)
+            self._charge(work, record.end, 1)
+            if record.end in COSTLY:
+                work.reason = record.reason
+            if host not in work.tried and record.end is not End.CANCELLED:
+                work.tried += (host,)
+
+    def finish(self, record: TaskDone) -> None:
+        """Note that a task is done, maybe after it had failed."""
+        self._enter(record.task, _DONE)
+        self.works.pop(record.task, None)
+
+    def fail(self, record: TaskFailed) -> None:
+        """Note that a task has failed."""
+        self._enter(record.task, _FAILED)
+        self.works.pop(record.task, None)
+
+    def reopen(self, record: TaskReopened) -> None:
+        """Note that a task is fresh again; in a replay, before its later tickets."""
+        self._counts_from[record.task] = record.ticket
+        self._enter(record.task, _FRESH)
+        self.works.pop(record.task, None)
+
+    def use(self, upto: int) -> None:
+        """Note that all numbers up to this one were used, whatever for."""
+        while self.next_ticket <= upto:
+            self._append(0, 0)
+
+    def _append(self, task: int, host: int) -> None:
+        self._task_of.append(task)
+        self._host_of.append(host)
+        self._end_of.append(0)
+        self._seconds_of.append(0.0)
+
+    def _enter(self, task: int, phase: int) -> None:
+        before = self._phases[task]
+        self._phases[task] = phase
+        if before == _FRESH:
+            self.fresh -= 1
+        elif before == _DONE:
+            self.done -= 1
+        elif before == _FAILED:
+            self.failed -= 1
+        if phase == _FRESH:
+            self.fresh += 1
+        elif phase == _DONE:
+            self.done += 1
+        elif phase == _FAILED:
+            self.failed += 1
+
+    @staticmethod
+    def _charge(work: Work, end: End, count: int) -> None:
+        if end in COSTLY:
+            work.attempts += count
+        elif end is End.LOST:
+            work.losses += count
+
+    # --- questions -----------------------------------------------------------------------
+
+    def known(self, ticket: int) -> bool:
+        """Whether the ticket was ever given out."""
+        index = ticket - FIRST_TICKET
+        return 0 <= index < len(self._task_of) and self._task_of[index] != 0
+
+    def task_of(self, ticket: int) -> int:
+        """The task of a known ticket."""
+        return self._task_of[ticket - FIRST_TICKET]
+
+    def host_of(self, ticket: int) -> Host:
+        """The host of a known ticket."""
+        return self._hosts[self._host_of[ticket - FIRST_TICKET]]
+
+    def seconds_of(self, ticket: int) -> float:
+        """How long a known ticket took; 0 while it has not ended."""
+        return self._seconds_of[ticket - FIRST_TICKET]
+
+    def end_of(self, ticket: int) -> End | None:
+        """How a known ticket ended."""
+        code = self._end_of[ticket - FIRST_TICKET]
+        return _ENDS[code - 1] if code else None
+
+    def is_done(self, task: int) -> bool:
+        """Whether the task has its result."""
+        return self._phases[task] == _DONE
+
+    def is_open(self, task: int) -> bool:
+        """Whether the task was begun and is not settled."""
+        return self._phases[task] == _OPEN
+
+    def next_fresh(self, start: int) -> int | None:
+        """The first fresh task from ``start`` on."""
+        task = self._phases.find(_FRESH, start)
+        return None if task < 0 else task
+
+    def counts(self) -> dict[str, HostCounts]:
+        """The counters of every host."""
+        return {
+            host.name: HostCounts(
+                dict(zip(_ENDS, host.ends, strict=True)), host.busy, host.running, host.aside
+            )
+            for host in self._hosts
+        }

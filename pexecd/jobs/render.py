@@ -1,0 +1,49 @@
+"""One line of the table put into a job's patterns: what a worker is run with."""
+
+# Tests: tests/unit/jobs/test_render.py
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from pexecd.jobs.templates import Pattern
+from pexecd.jobs.values import FileContent, InputKind, InputRule, Job, Rendered
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Renderer:
+    """Fills in a job's command and inputs, once for each task."""
+
+    def __init__(self, job: Job) -> None:
+        self._columns = job.columns
+        self._command = job.worker.command
+        self._shell = job.worker.shell
+        self._inputs = [(rule.file, _content_of(rule, job.folder)) for rule in job.inputs]
+
+    def parameters(self, cells: Sequence[str]) -> dict[str, str]:
+        """The names of a line's cells, and the cells."""
+        return dict(zip(self._columns, cells, strict=True))
+
+    def render(self, cells: Sequence[str]) -> Rendered:
+        """What the task of a line is run with."""
+        values = self.parameters(cells)
+        return Rendered(
+            arguments=tuple(self._command.words(values)),
+            environment=values if self._shell else _NOTHING,
+            inputs=tuple([(file, content(values)) for file, content in self._inputs]),
+        )
+
+
+def _content_of(
+    rule: InputRule, folder: Path
+) -> Callable[[Mapping[str, str]], bytes | FileContent]:
+    """The way from parameters to the content of an input."""
+    source = rule.source
+    if not isinstance(source, Pattern):
+        return lambda values: values[source].encode()
+    if rule.kind is InputKind.TEMPLATE:
+        return lambda values: source.fill(values).encode(errors="surrogateescape")
+    return lambda values: FileContent(folder / source.fill(values))

@@ -1,0 +1,84 @@
+"""Stored results on their way to a verdict: some at a time, the others wait on disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pexecd.core.effects import Judge
+from pexecd.errors import JournalError
+from pexecd.ports import IJournal, IJudge, Verdict
+from pexecd.telling import TableFeed
+
+#: So many results are read and validated at once.
+AT_ONCE = 8
+
+
+class Judging:
+    """Has results validated.
+
+    Args:
+        journal: where the results are.
+        judge: validates them.
+        feed: reads their parameters.
+        columns: the names of these.
+        judged: called with ticket and verdict.
+        log: hears of what should not happen.
+    """
+
+    def __init__(
+        self,
+        journal: IJournal,
+        judge: IJudge,
+        feed: TableFeed,
+        columns: Sequence[str],
+        judged: Callable[[int, Verdict], None],
+        log: Logger,
+    ) -> None:
+        self._journal = journal
+        self._judge = judge
+        self._feed = feed
+        self._columns = columns
+        self._judged = judged
+        self._log = log
+        self._waiting: deque[Judge] = deque()
+        self._running = 0
+
+    def add(self, deed: Judge) -> None:
+        """Validate this result when its turn comes."""
+        self._waiting.append(deed)
+        self._more()
+
+    def _more(self) -> None:
+        while self._waiting and self._running < AT_ONCE:
+            self._running += 1
+            deed = self._waiting.popleft()
+            spawn(self._one(deed), self._log, f"validating ticket {deed.ticket}")
+
+    async def _one(self, deed: Judge) -> None:
+        try:
+            row = await self._feed.row(deed.task)
+            results = (await self._journal.results([deed.ticket])).get(deed.ticket, ())
+            parameters = dict(zip(self._columns, row.cells, strict=True))
+            verdict = await self._judge.judge(deed.task, parameters, results)
+        except JournalError as error:
+            verdict = Verdict(None, str(error))
+        finally:
+            self._running -= 1
+        self._judged(deed.ticket, verdict)
+        self._more()
+
+
+def spawn(coroutine: Coroutine[Deferred[Any], Any, object], log: Logger, doing: str) -> None:
+    """Let a coroutine run in the background; its error is logged, never lost."""
+
+    def ended(reason: Failure) -> None:
+        if not reason.check(CancelledError):
+            log.failure("{doing} failed", reason, doing=doing)
+
+    Deferred.fromCoroutine(coroutine).addErrback(ended)

@@ -1,0 +1,95 @@
+"""Why a client could not be started on a host, by its exit status."""
+
+from __future__ import annotations
+
+from pexecd.errors import HostError
+
+START = "start"
+
+#: Exit statuses of the start script and of the client (SPEC section 4.2).
+STARTED, NOT_THERE, NO_PYTHON, FOLDER, UNREACHABLE, RUNNING, REFUSED, NO_PLATFORM = (
+    0,
+    61,
+    62,
+    63,
+    64,
+    65,
+    66,
+    67,
+)
+
+
+class NoPythonError(HostError):
+    """No Python 3.6 or newer."""
+
+    least_pause = 60.0
+    advice = "install one there, or name it by python= in the cluster file"
+
+
+class FolderUnusableError(HostError):
+    """The client's folder cannot be made or written to."""
+
+    least_pause = 30.0
+    advice = "make room, or name another folder by dir= in the cluster file"
+
+
+class ServerUnreachableError(HostError):
+    """The host does not get through to the master."""
+
+    least_pause = 10.0
+    advice = "does `listen` or `advertise` in [job] say an address that the host can reach?"
+
+
+class SessionRefusedError(HostError):
+    """Another master answers at that address."""
+
+    least_pause = 60.0
+    advice = "does `advertise` in [job] lead to this master?"
+
+
+class NoPlatformError(HostError):
+    """There is no executable for the host's platform."""
+
+    retry = False
+    advice = "add executable.PLATFORM to [worker], or set platform= in the cluster file"
+
+
+class LoginUnusableError(HostError):
+    """The user can log in, but no command gets through."""
+
+    least_pause = 30.0
+    advice = (
+        "try `ssh HOST echo hello` by hand: the login shell or its start-up files stop commands"
+    )
+
+
+class StartFailedError(HostError):
+    """Anything else."""
+
+    advice = "it will be tried again; what the host says may tell why"
+
+
+_BY_STATUS = {
+    NO_PYTHON: (NoPythonError, "no usable Python"),
+    FOLDER: (FolderUnusableError, "the client's folder cannot be used"),
+    UNREACHABLE: (ServerUnreachableError, "the client cannot reach the master"),
+    REFUSED: (SessionRefusedError, "the server that the client reached refused its session"),
+    NO_PLATFORM: (NoPlatformError, "no worker for its platform"),
+}
+
+
+def explain(host: str, status: int | None, words: str) -> HostError | None:
+    """The error that an exit status stands for.
+
+    Args:
+        host: the host's name.
+        status: of the start script, or of the client.
+        words: what was said on standard error.
+
+    Returns:
+        None for a status without a meaning of its own.
+    """
+    if status not in _BY_STATUS:
+        return None
+    kind, what = _BY_STATUS[status]
+    return kind(host, START, what, words)

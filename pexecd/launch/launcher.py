@@ -1,0 +1,325 @@
+"""Keeps a client on every host of a job."""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pexecd.errors import HostError
+from pexecd.jobs.values import HostSpec
+from pexecd.launch.clientfile import ClientProgram, client_file
+from pexecd.launch.errors import (
+    NOT_THERE,
+    RUNNING,
+    START,
+    STARTED,
+    LoginUnusableError,
+    NoPythonError,
+    StartFailedError,
+    explain,
+)
+from pexecd.launch.local import LocalClient
+from pexecd.launch.start import client_lines, command_by_hand, remote_path, start_input
+from pexecd.ports import (
+    ClientOrder,
+    IConnection,
+    IConnector,
+    IHostWatcher,
+    ILauncher,
+)
+from pexecd.shell import RUN_SCRIPT
+from pexecd.units import Seconds
+
+#: The longest pause between attempts.
+LONGEST_PAUSE: Seconds = 300.0
+#: A client that lived so long was well: the pauses begin anew.
+GOOD_LIFE: Seconds = 60.0
+#: For the start script; the client itself gives up after 20 s.
+START_LIMIT: Seconds = 60.0
+COPY_LIMIT: Seconds = 300.0
+DUMMY_LIMIT: Seconds = 30.0
+
+#: What a client's log has before each line: of no use within a message.
+_STAMP = re.compile(r"^[0-9: -]+ pexec_client\[\d+\]: ", re.MULTILINE)
+
+
+def pause(attempt: int, jitter: float) -> Seconds:
+    """How long to wait after a failed attempt: doubling, from 1 to 2 s up to 5 minutes.
+
+    Args:
+        attempt: the number of the attempt that failed, from 1.
+        jitter: from 0 to 1, by chance, so that hosts that failed together come back apart.
+    """
+    longest = min(LONGEST_PAUSE, 2.0 ** min(attempt, 30))
+    return longest * (1 + jitter) / 2
+
+
+@implementer(ILauncher)
+class Launcher:
+    """See ``ILauncher``.
+
+    A host over SSH has a connection only while its client is started: the client then
+    lives by itself. A client on this computer is a child process, which ``leave`` sets free.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        hosts: Sequence[HostSpec],
+        order: Callable[[HostSpec], ClientOrder],
+        watcher: IHostWatcher,
+        connector: IConnector,
+        *,
+        client: Path | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Prepare; ``start`` begins.
+
+        Args:
+            reactor: for time and processes.
+            hosts: of the cluster file.
+            order: what the client of a host is told.
+            watcher: hears how the hosts are.
+            connector: opens SSH connections.
+            client: the client's file; default: the one that comes with pexecd.
+            jitter: chance, from 0 to 1, for the pauses between attempts.
+        """
+        client = client or client_file()
+        self._log = Logger()
+        self._clock: IReactorTime = reactor
+        self._watcher = watcher
+        self._keepers: dict[str, _Keeper] = {}
+        for host in hosts:
+            if host.start:
+                kind = _LocalKeeper if host.local else _SSHKeeper
+                self._keepers[host.name] = kind(
+                    reactor, host, order(host), watcher, connector, client, jitter
+                )
+        self._by_hand = [
+            (host.name, command_by_hand(host, order(host), client))
+            for host in hosts
+            if not host.start
+        ]
+        self._running: list[Deferred[None]] = []
+
+    def start(self) -> None:
+        """See ``ILauncher.start``."""
+        for host, text in self._by_hand:
+            self._log.info("{host}: {text}", host=host, text=text)
+        self._running = [
+            Deferred.fromCoroutine(keeper.keep()).addErrback(self._ended, host)
+            for host, keeper in self._keepers.items()
+        ]
+
+    def revive(self, host: str) -> None:
+        """See ``ILauncher.revive``."""
+        if host in self._keepers:
+            self._keepers[host].revive()
+
+    def stop(self) -> Deferred[None]:
+        """See ``ILauncher.stop``."""
+        return Deferred.fromCoroutine(self._stop())
+
+    def leave(self) -> Deferred[None]:
+        """See ``ILauncher.leave``."""
+        for keeper in self._keepers.values():
+            keeper.leaving = True
+        return self.stop()
+
+    def terminate(self) -> None:
+        """Tell local clients to end, for a master that will not see it."""
+        for keeper in self._keepers.values():
+            keeper.terminate()
+
+    async def _stop(self) -> None:
+        # not now: a keeper that has just told the watcher something may be who calls
+        await deferLater(self._clock, 0)
+        running, self._running = self._running, []
+        for keeper in running:
+            keeper.cancel()
+        await DeferredList(running)
+
+    def _ended(self, reason: Failure, host: str) -> None:
+        if reason.check(CancelledError):
+            return
+        self._log.failure("{host}: the launcher failed", reason, host=host)
+        error = HostError(host, START, "a bug of pexecd, see the log", repr(reason.value))
+        self._watcher.host_failed(error, final=True)
+
+
+class _Keeper:
+    """Keeps the client of one host; ``keep`` runs until it is cancelled or all is lost.
+
+    Attributes:
+        leaving: whether the client carries on when ``keep`` is cancelled.
+    """
+
+    leaving = False
+
+    def __init__(
+        self,
+        reactor: Any,
+        host: HostSpec,
+        order: ClientOrder,
+        watcher: IHostWatcher,
+        connector: IConnector,
+        client: Path,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._reactor = reactor
+        self._clock: IReactorTime = reactor
+        self._host = host
+        self._order = order
+        self._watcher = watcher
+        self._connector = connector
+        self._client = client
+        self._jitter = jitter
+        self._revived: Deferred[None] | None = None
+
+    async def keep(self) -> None:
+        """Start the client, and start it again when it is needed."""
+        attempt = 0
+        while True:
+            began = self._clock.seconds()
+            try:
+                tell = await self._run()
+            except HostError as error:
+                self._watcher.host_failed(error, not error.retry)
+                if not error.retry:
+                    return
+                attempt = 1 if self._clock.seconds() - began > GOOD_LIFE else attempt + 1
+                least = error.least_pause
+                await deferLater(self._clock, max(least, pause(attempt, self._jitter())))
+            else:
+                attempt = 0
+                revived = self._revived = Deferred()
+                tell()
+                await revived
+
+    async def _run(self) -> Callable[[], None]:
+        """Start the client, and go on until nothing is left to do unless somebody misses it.
+
+        Returns:
+            What to tell the watcher.
+
+        Raises:
+            HostError: it should be tried again, if ever.
+        """
+        raise NotImplementedError
+
+    def revive(self) -> None:
+        """Go on, if the client was last known to be well."""
+        if self._revived is not None:
+            revived, self._revived = self._revived, None
+            revived.callback(None)
+
+    def terminate(self) -> None:
+        """Tell the client to end, if that takes no time."""
+
+    def _words(self, said: bytes) -> str:
+        """What a host said, for a message; it might repeat the secret that it was told."""
+        words = _STAMP.sub("", said.decode("utf-8", "replace"))
+        return words.replace(self._order.session, "SESSION")
+
+
+class _LocalKeeper(_Keeper):
+    """A child process: its end is known at once."""
+
+    _process: LocalClient | None = None
+
+    def terminate(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+
+    async def _run(self) -> Callable[[], None]:
+        name = self._host.name
+        python = self._host.python or sys.executable
+        lines = client_lines(self._host, self._order)
+        try:
+            client = LocalClient(self._reactor, python, self._client, lines)
+        except OSError as error:
+            said = f"{python}: {error.strerror}"
+            raise NoPythonError(name, START, "no usable Python", said) from None
+        self._process = client
+        self._watcher.host_started(name)
+        try:
+            await client.wait()
+        except CancelledError:
+            if self.leaving:
+                client.leave()
+            else:
+                await client.stop()
+                # Nobody need wait for it to hear that the run is over.
+                self._watcher.client_ended(name, client.how)
+            raise
+        if client.status == RUNNING:
+            # an earlier master's child, which goes on for us
+            return partial(self._watcher.host_started, name)
+        words = self._words(client.stderr)
+        known = explain(name, client.status, words)
+        if known is None:
+            ended = partial(self._watcher.client_ended, name, client.how)
+            if client.status == STARTED:
+                return ended
+            ended()
+            known = StartFailedError(name, START, f"its client ended with {client.how}", words)
+        raise known
+
+
+class _SSHKeeper(_Keeper):
+    """Starts the client as the founding document says (SPEC section 4.2)."""
+
+    async def _run(self) -> Callable[[], None]:
+        # read each time: pexecd may be upgraded under a long run
+        program = ClientProgram.read(self._client)
+        connection = await self._connector.connect(self._host)
+        try:
+            status, words = await self._start(connection, program)
+            if status == NOT_THERE:
+                path = remote_path(self._host, program)
+                await connection.copy(program.path, path, 0o700, COPY_LIMIT)
+                status, words = await self._start(connection, program)
+            if status not in (STARTED, RUNNING):
+                raise await self._explain(connection, status, words)
+        finally:
+            await connection.close()
+        return partial(self._watcher.host_started, self._host.name)
+
+    async def _start(
+        self, connection: IConnection, program: ClientProgram
+    ) -> tuple[int | str, str]:
+        """Run the start script; its exit status, or in words how else it went, and its stderr."""
+        stdin = start_input(self._host, self._order, program)
+        result = await connection.run(RUN_SCRIPT, stdin, START_LIMIT)
+        words = self._words(result.stderr)
+        if result.status is None:
+            return f"signal {result.signal}", words
+        if program.sha256.encode() not in result.stdout:  # of a start-up file that exits, say
+            return f"exit status {result.status} before the script began", words
+        return result.status, words
+
+    async def _explain(self, connection: IConnection, status: int | str, words: str) -> HostError:
+        name = self._host.name
+        known = explain(name, status, words) if isinstance(status, int) else None
+        if known is not None:
+            return known
+        dummy = await connection.run("echo pexecd", b"", DUMMY_LIMIT)
+        if dummy.status != 0 or b"pexecd" not in dummy.stdout:
+            said = self._words(dummy.stderr or dummy.stdout)
+            return LoginUnusableError(name, START, "it runs no commands", said)
+        if status == NOT_THERE:
+            return StartFailedError(name, START, "the client was copied, but is not there", words)
+        how = f"exit status {status}" if isinstance(status, int) else status
+        return StartFailedError(name, START, f"starting the client ended with {how}", words)

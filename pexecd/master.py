@@ -1,0 +1,607 @@
+"""The one place where events become effects, records and deeds.
+
+A ``Master`` holds any number of sessions; a ``RunningSession`` is one job being worked on.
+Whatever happens (a client asks, a result is on disk, a deadline comes) becomes an event,
+goes through the pure core, and comes back as effects: the records among them are journalled
+first, and only after their commit are the deeds performed, in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import assert_never, get_args
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure as TwistedFailure
+from zope.interface import implementer
+
+from pexecd.attempts import Attempts
+from pexecd.core.effects import (
+    Assign,
+    Deed,
+    Discard,
+    Effect,
+    Finish,
+    Judge,
+    Record,
+    Refuse,
+    Revive,
+    Settle,
+    TaskFailed,
+    Tell,
+    TicketEnded,
+)
+from pexecd.core.events import (
+    AskWithdrawn,
+    BodyEnded,
+    BodyStarted,
+    ClientGone,
+    ClientHeard,
+    ClientSupposed,
+    Event,
+    HostsUnusable,
+    JudgeFailed,
+    ResultJudged,
+    ResultStored,
+    StopAsked,
+    TaskAsked,
+    TaskUntold,
+    TicketFailed,
+    TicketPinged,
+    TicketUndelivered,
+    TimePassed,
+)
+from pexecd.core.session import Session
+from pexecd.core.values import Caller, Failure, Statistics
+from pexecd.disk import Disk
+from pexecd.errors import (
+    HostError,
+    JournalError,
+    WrongPlatformError,
+    WrongSessionError,
+)
+from pexecd.jobs.values import Job
+from pexecd.judging import Judging, spawn
+from pexecd.ports import (
+    ICollector,
+    IDirectory,
+    IHostWatcher,
+    IJournal,
+    IJudge,
+    ILauncher,
+    ISession,
+    ISpool,
+    IUpload,
+    JournalRecord,
+    NoTask,
+    ResultDropped,
+    ResultKept,
+    Verdict,
+)
+from pexecd.protocol.wire import TaskMessage
+from pexecd.telling import TableFeed, Teller, UntellableError
+from pexecd.units import Instant, Seconds
+
+_RECORDS = get_args(Record)
+
+#: IDs of clients begin so: no peer's address does.
+_CLIENT = "client-"
+
+#: So long a client that asks for a task is kept waiting for room on the disk.
+ROOM_PATIENCE: Seconds = 30.0
+
+#: So many failed tasks keep their reason in memory; the ``failed`` file has them all.
+FAILURES_TOLD = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """The worker for one platform, as it is sent to clients."""
+
+    path: Path
+    md5: str
+    sha256: str
+
+
+@dataclass(slots=True)
+class HostReport:
+    """How a host of the cluster is."""
+
+    #: ``starting``, ``up``, ``waiting`` (it is tried again), ``unusable`` or ``ended``.
+    status: str = "starting"
+    #: Why, in one line; empty when all is well.
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a running session works with."""
+
+    journal: IJournal
+    spool: ISpool
+    judge: IJudge
+    collector: ICollector
+    teller: Teller
+    attempts: Attempts
+
+
+@implementer(ISession, IHostWatcher)
+class RunningSession:
+    """One job being worked on.
+
+    Args:
+        job: what is to be done.
+        core: its state; nobody else may feed it events.
+        parts: journal, spool, judge, collector and words.
+        executables: the worker for each platform (or ``any``).
+        session_id: the secret.
+        public: the session's public name.
+        clock: tells and keeps the time.
+        stop: called when the journal is lost: nothing can be confirmed any more.
+
+    Attributes:
+        finished: fires with the core's ``Finish`` when the run is over.
+        hosts: how each host is, by name.
+        failures: the first failed tasks with their reasons.
+        disk: knows whether anything can be stored just now.
+    """
+
+    launcher: ILauncher | None = None
+    log = Logger()
+
+    def __init__(
+        self,
+        job: Job,
+        core: Session,
+        parts: Parts,
+        executables: Mapping[str, Executable],
+        session_id: str,
+        public: str,
+        clock: IReactorTime,
+        stop: Callable[[TwistedFailure], None],
+    ) -> None:
+        self.job = job
+        self.session_id = session_id
+        self.public = public
+        self.max_result = job.max_result
+        self.result_names = tuple(rule.name for rule in job.results)
+        self.finished: Deferred[Finish] = Deferred()
+        self.hosts = {host.name: HostReport() for host in job.hosts}
+        self.failures: dict[int, str] = {}
+        self.disk = Disk(clock, parts.spool.probe, self.log)
+        parts.journal.watch(self.disk.journal_changed)
+        self._core = core
+        self._parts = parts
+        self._feed = TableFeed(parts.journal)
+        self._executables = executables
+        self._clock = clock
+        self._stop = stop
+        self._ask_numbers = count(1)
+        self._asks: dict[int, Deferred[TaskMessage | NoTask]] = {}
+        self._ask_of: dict[Deferred[TaskMessage | NoTask], int] = {}
+        self._clients: dict[str, str] = {}
+        self._judging = Judging(
+            parts.journal, parts.judge, self._feed, job.columns, self._judged, self.log
+        )
+        #: Events that wait for their records, or for earlier ones, to be on disk.
+        self._writing = 0
+        self._timer: IDelayedCall | None = None
+        self._left: Deferred[None] | None = None
+        self._closed = False
+
+    # --- events in, records, deeds out ---------------------------------------------------
+
+    def _submit(self, event: Event, *first: JournalRecord, awaited: bool = True) -> Deferred[None]:
+        """Let the core decide about an event, journal what it says, then do it.
+
+        Args:
+            event: what happened.
+            first: records that belong to the event, written in the same transaction.
+            awaited: somebody is told when it is done.
+
+        Returns:
+            Fires after the commit and the deeds. Fails with ``JournalError``; the master
+            stops then, for memory and disk no longer agree.
+        """
+        return self._carry_out(self._core.handle(event), first, awaited=awaited)
+
+    def _carry_out(
+        self, effects: Sequence[Effect], first: Sequence[JournalRecord], *, awaited: bool
+    ) -> Deferred[None]:
+        records: list[JournalRecord] = list(first)
+        deeds: list[Deed] = []
+        for effect in effects:
+            if isinstance(effect, _RECORDS):
+                records.append(effect)
+            else:
+                deeds.append(effect)  # type: ignore[arg-type]
+        self._arm()
+        if not records and not (self._writing and (deeds or awaited)):
+            self._perform(deeds)
+            return succeed(None)
+        # Also what needs no record waits: it may follow from records that are not on disk yet.
+        self._writing += 1
+
+        def committed(_: None) -> None:
+            self._writing -= 1
+            self._note(records)
+            self._perform(deeds)
+
+        def lost(why: TwistedFailure) -> TwistedFailure:
+            self._writing -= 1
+            why.trap(JournalError)
+            self._stop(why)
+            return why
+
+        return self._parts.journal.append(records).addErrback(lost).addCallback(committed)
+
+    def _happened(self, event: Event, *first: JournalRecord) -> None:
+        """Submit an event that nobody waits for."""
+        self._submit(event, *first, awaited=False).addErrback(
+            lambda why: why.trap(JournalError) and None
+        )
+
+    def _note(self, records: Sequence[JournalRecord]) -> None:
+        ended = []
+        for record in records:
+            if isinstance(record, TicketEnded):
+                ended.append(record.ticket)
+            elif isinstance(record, TaskFailed) and len(self.failures) < FAILURES_TOLD:
+                self.failures[record.task] = record.reason
+        self._parts.attempts.ended(ended)
+
+    def _perform(self, deeds: Sequence[Deed]) -> None:
+        for deed in deeds:
+            match deed:
+                case Assign():
+                    spawn(self._assign(deed), self.log, f"telling task {deed.task}")
+                case Refuse():
+                    waiting = self._answerable(deed.ask)
+                    if waiting is not None:
+                        waiting.callback(NoTask(deed.retry_after))
+                case Judge():
+                    self._judging.add(deed)
+                case Discard():
+                    spawn(self._discard(deed.ticket), self.log, "deleting a result")
+                case Settle():
+                    if deed.ticket is not None:
+                        self.failures.pop(deed.task, None)
+                    self._parts.collector.settle(deed.task, deed.ticket)
+                case Revive():
+                    self.log.warn(
+                        "{host}: nothing was heard of its client for too long; it is started "
+                        "again if it is gone",
+                        host=deed.host,
+                    )
+                    if self.launcher is not None:
+                        self.launcher.revive(deed.host)
+                case Tell():
+                    (self.log.warn if deed.warning else self.log.info)("{text}", text=deed.text)
+                case Finish():
+                    if not self.finished.called:  # the master may be leaving already
+                        self.finished.callback(deed)
+                case _:
+                    assert_never(deed)
+        if self._left is not None:
+            self._clock.callLater(0, self._check_left)
+
+    def _now(self) -> Instant:
+        return self._clock.seconds()
+
+    def _arm(self) -> None:
+        """One delayed call for all deadlines of the session: too early is harmless."""
+        deadline = self._core.next_deadline
+        if deadline is None:
+            return
+        if self._timer is not None:
+            if self._timer.getTime() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._clock.callLater(max(0.0, deadline - self._now()), self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._happened(TimePassed(self._now()))
+
+    # --- what clients ask (ISession) ----------------------------------------------------
+
+    def config(self, caller: Caller, platform: str | None) -> Sequence[tuple[str, str]]:
+        """See ``ISession.config``."""
+        job = self.job
+        pairs = [
+            ("DeleteWorker", _yes_no(job.delete_worker)),
+            ("DeleteClient", _yes_no(job.delete_client)),
+            ("Ping", str(round(job.ping))),
+        ]
+        if not caller.speaks:
+            self._happened(ClientHeard(self._now(), caller))
+            return pairs
+        executable = self._executable(platform) if platform is not None else None
+        client = caller.client
+        if not client.startswith(_CLIENT):
+            client = _CLIENT + secrets.token_hex(6)
+        self._clients[client] = caller.host
+        self._happened(
+            ClientHeard(self._now(), Caller(client, caller.host, caller.managed, speaks=True))
+        )
+        pairs += [
+            ("Client", client),
+            ("Session", self.public),
+            ("Patience", str(round(job.patience))),
+            ("KeepFailed", _yes_no(job.keep_failed)),
+            ("Nice", str(job.worker.nice)),
+        ]
+        if self._executables:
+            pairs.append(("Worker", job.worker.name))
+        if executable is not None:
+            pairs += [("MD5", executable.md5), ("SHA256", executable.sha256)]
+        pairs += [("Environment", f"{name}={value}") for name, value in job.env.items()]
+        return pairs
+
+    def worker(self, caller: Caller, name: str, platform: str) -> Path:
+        """See ``ISession.worker``."""
+        if name != self.job.worker.name or not self._executables:
+            raise WrongSessionError(f"this session has no worker {name!r}")
+        executable = self._executable(platform)
+        assert executable is not None
+        self._happened(ClientHeard(self._now(), caller))
+        return executable.path
+
+    def _executable(self, platform: str) -> Executable | None:
+        if not self._executables:
+            return None
+        found = self._executables.get(platform) or self._executables.get("any")
+        if found is None:
+            known = ", ".join(sorted(self._executables))
+            raise WrongPlatformError(
+                f"no executable of {self.job.worker.name} for {platform} (there is: {known})"
+            )
+        return found
+
+    def ask(self, caller: Caller, worker: str | None) -> Deferred[TaskMessage | NoTask]:
+        """See ``ISession.ask``."""
+        if worker is not None and worker != self.job.worker.name:
+            return fail(WrongSessionError(f"this session's worker is not {worker!r}"))
+        if caller.managed:  # also one that an earlier master gave its ID
+            self._clients[caller.client] = caller.host
+        if self.disk.full:
+            return Deferred.fromCoroutine(self._ask_when_there_is_room(caller))
+        return self._ask(caller)
+
+    async def _ask_when_there_is_room(self, caller: Caller) -> TaskMessage | NoTask:
+        await self.disk.room(ROOM_PATIENCE)
+        return await self._ask(caller)
+
+    def _ask(self, caller: Caller) -> Deferred[TaskMessage | NoTask]:
+        waiting: Deferred[TaskMessage | NoTask] = Deferred(self._peer_left)
+        asked = self._asking(waiting, caller)
+
+        def lost(why: TwistedFailure) -> None:
+            one = self._answerable(asked.ask)
+            if one is not None:
+                one.errback(why)
+
+        self._submit(asked).addErrback(lost)
+        return waiting
+
+    def _asking(self, waiting: Deferred[TaskMessage | NoTask], caller: Caller) -> TaskAsked:
+        """Give a waiting request a number that the core can name it by."""
+        asked = TaskAsked(self._now(), next(self._ask_numbers), caller)
+        self._asks[asked.ask] = waiting
+        self._ask_of[waiting] = asked.ask
+        return asked
+
+    def _answerable(self, ask: int) -> Deferred[TaskMessage | NoTask] | None:
+        """Take the request that waits under this number; None when its peer has left."""
+        waiting = self._asks.pop(ask, None)
+        if waiting is not None:
+            del self._ask_of[waiting]
+        return waiting
+
+    def _peer_left(self, waiting: Deferred[TaskMessage | NoTask]) -> None:
+        ask = self._ask_of.get(waiting)
+        if ask is not None:
+            self._answerable(ask)
+            self._happened(AskWithdrawn(self._now(), ask))
+
+    async def _assign(self, deed: Assign) -> None:
+        """Put a task into words and hand it to the request that waits for it."""
+        message: TaskMessage | None = None
+        problem: UntellableError | JournalError | None = None
+        try:
+            row = await self._feed.row(deed.task)
+            message = await self._parts.teller.message(row, deed.ticket, deed.caller.speaks)
+        except (UntellableError, JournalError) as error:
+            problem = error
+        waiting = self._answerable(deed.ask)
+        if waiting is None:  # the peer left between decision and commit
+            self._happened(TicketUndelivered(self._now(), deed.ticket))
+        elif message is not None:
+            waiting.callback(message)
+        elif isinstance(problem, UntellableError):
+            again = self._asking(waiting, deed.caller)
+            self._happened(
+                TaskUntold(again.at, deed.ticket, str(problem), problem.demanding, again)
+            )
+        else:
+            self._happened(TicketUndelivered(self._now(), deed.ticket))
+            waiting.errback(problem)
+
+    def undelivered(self, ticket: int) -> None:
+        """See ``ISession.undelivered``."""
+        self._happened(TicketUndelivered(self._now(), ticket))
+
+    def ping(self, caller: Caller, ticket: int) -> bool:
+        """See ``ISession.ping``."""
+        self._happened(TicketPinged(self._now(), ticket))
+        return not self._core.over(ticket)
+
+    def upload(self, caller: Caller, ticket: int) -> IUpload | None:
+        """See ``ISession.upload``."""
+        if not self._core.wanted(ticket):
+            return None
+        if self.disk.full:
+            raise JournalError(self.disk.full)
+        self._happened(BodyStarted(self._now(), ticket))
+        return self._parts.spool.upload(ticket)
+
+    def complete(
+        self, caller: Caller, ticket: int, upload: IUpload | None, seconds: Seconds | None
+    ) -> Deferred[None]:
+        """See ``ISession.complete``."""
+        if upload is None:  # 200 says "stored": what made it useless must be on disk, too
+            return self.disk.confirmed(self._submit(TicketPinged(self._now(), ticket)))
+        return Deferred.fromCoroutine(self._complete(ticket, upload, seconds))
+
+    async def _complete(self, ticket: int, upload: IUpload, seconds: Seconds | None) -> None:
+        try:
+            results = await upload.finish()
+        except JournalError as error:
+            self._happened(BodyEnded(self._now(), ticket))
+            self.disk.spool_failed(str(error))
+            raise
+        if not self._core.wanted(ticket):  # a repeat, or another copy, was faster
+            upload.abort()
+            # 200 says "stored": ``_submit`` waits for those before us.
+            await self.disk.confirmed(self._submit(BodyEnded(self._now(), ticket)))
+            return
+        kept = ResultKept(ticket, self._core.task_of(ticket), results)
+        stored = ResultStored(self._now(), ticket, seconds)
+        await self.disk.confirmed(self._submit(stored, kept))
+
+    def abandon(self, caller: Caller, ticket: int, upload: IUpload) -> None:
+        """See ``ISession.abandon``."""
+        upload.abort()
+        self._happened(BodyEnded(self._now(), ticket))
+
+    def fail(
+        self, caller: Caller, ticket: int, failure: Failure, upload: IUpload | None
+    ) -> Deferred[None]:
+        """See ``ISession.fail``."""
+        if upload is not None:
+            self.abandon(caller, ticket, upload)
+        return self.disk.confirmed(self._submit(TicketFailed(self._now(), ticket, failure)))
+
+    # --- how the hosts are (IHostWatcher) -------------------------------------------------
+
+    def host_started(self, host: str) -> None:
+        """See ``IHostWatcher.host_started``."""
+        self.hosts[host] = HostReport("up")
+        self._happened(ClientSupposed(self._now(), host))
+        self.log.info("{host}: client started", host=host)
+
+    def host_failed(self, error: HostError, final: bool) -> None:
+        """See ``IHostWatcher.host_failed``."""
+        self.hosts[error.host] = HostReport("unusable" if final else "waiting", error.reason)
+        self.log.warn("{error}", error=error)
+        if all(report.status == "unusable" for report in self.hosts.values()):
+            self._happened(HostsUnusable(self._now(), str(error)))
+
+    def client_ended(self, host: str, status: str) -> None:
+        """See ``IHostWatcher.client_ended``."""
+        self.hosts[host] = HostReport("ended", status)
+        self.log.info("{host}: client ended: {status}", host=host, status=status)
+        for client, its_host in list(self._clients.items()):
+            if its_host == host:
+                del self._clients[client]
+                self._happened(ClientGone(self._now(), client))
+
+    # --- results ----------------------------------------------------------------------------
+
+    def _judged(self, ticket: int, verdict: Verdict) -> None:
+        if self._closed:
+            return  # the next master has it validated
+        now = self._now()
+        if verdict.valid is None:
+            self._happened(JudgeFailed(now, ticket, verdict.reason))
+        else:
+            self._happened(ResultJudged(now, ticket, verdict.valid, verdict.reason))
+
+    async def _discard(self, ticket: int) -> None:
+        """Delete a result that is no use: first from the books, then from the disk."""
+        results = (await self._parts.journal.results([ticket])).get(ticket, ())
+        await self._parts.journal.append([ResultDropped(ticket)])
+        self._parts.spool.discard(results)
+
+    # --- life and end -----------------------------------------------------------------------
+
+    def go_on(self, kept: Sequence[int], *, strangers: bool = False) -> None:
+        """Begin, or go on where the journal stopped.
+
+        Args:
+            kept: tickets whose results are stored but were not judged.
+            strangers: see ``Session.resume``.
+        """
+        effects = self._core.resume(self._now(), kept, strangers=strangers)
+        self._carry_out(effects, (), awaited=False).addErrback(lambda why: why.trap(JournalError))
+
+    def statistics(self) -> Statistics:
+        """The numbers of this moment."""
+        return self._core.statistics()
+
+    def interrupt(self, reason: str) -> None:
+        """Stop the run: workers and clients end, what is stored stays stored."""
+        self._happened(StopAsked(self._now(), reason))
+
+    def clients_left(self) -> Deferred[None]:
+        """Fires when every live client has heard that the run is over, or two pings passed."""
+        left: Deferred[None] = Deferred()
+        self._left = left
+        # Not at once: answers may wait for the disk, or for whoever called us.
+        self._clock.callLater(0, self._check_left)
+        return left.addTimeout(2 * self.job.ping + 5, self._clock, lambda *_: None)
+
+    def _check_left(self) -> None:
+        if self._left is not None and not (self._writing or self._core.clients_left()):
+            left, self._left = self._left, None
+            left.callback(None)
+
+    def close(self) -> None:
+        """Forget the deadlines and who still waits.
+
+        Those get no answer, for 503 would tell an old client to die while tasks are left; the
+        next master will answer.
+        """
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.disk.close()
+        self._asks.clear()
+        self._ask_of.clear()
+
+
+def _yes_no(value: bool) -> str:
+    return "Yes" if value else "No"
+
+
+@implementer(IDirectory)
+class Master:
+    """All sessions of this process, by their secret IDs."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[bytes, RunningSession] = {}
+
+    def add(self, session: RunningSession) -> None:
+        """From now on its clients are heard."""
+        self._sessions[_digest(session.session_id)] = session
+
+    def remove(self, session: RunningSession) -> None:
+        """Its clients get 403 from now on."""
+        self._sessions.pop(_digest(session.session_id), None)
+
+    def find(self, session_id: str) -> RunningSession | None:
+        """See ``IDirectory.find``."""
+        # Looking up a digest tells nothing of how much of a guess was right.
+        return self._sessions.get(_digest(session_id))
+
+
+def _digest(session_id: str) -> bytes:
+    return hashlib.sha256(session_id.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,304 @@
+"""The HTTP server for clients: twisted.web's, with bounds, deadlines and old peers in mind.
+
+- A peer may end lines with LF alone, send no ``Host``, and shut down its sending side
+  after the request: it gets its answer all the same. Only a client that announced itself
+  is taken to be gone then.
+- Request line and headers are bounded in size and time, a body has to make progress,
+  and so has a peer that reads a reply.
+- Nothing that holds the session ID is logged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+from twisted.web import http, server
+from zope.interface import implementer
+
+from pexecd.ports import IDirectory
+from pexecd.protocol.arguments import announced
+from pexecd.protocol.request import Request
+from pexecd.protocol.resources import Root
+from pexecd.units import Seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a peer may take. All in seconds."""
+
+    #: From the first byte of a request (or from connecting) to the end of its headers.
+    head: Seconds = 30.0
+    #: For every ``request.PROGRESS`` bytes of a body.
+    body: Seconds = 60.0
+    #: Without reading any of the reply.
+    reply: Seconds = 60.0
+    #: Between two requests on a connection.
+    idle: Seconds = 120.0
+    #: To read a refusal and close, when there is no going on with the connection.
+    linger: Seconds = 5.0
+    #: To acknowledge a task, for a peer that closed its side before it got one.
+    confirm: Seconds = 10.0
+
+
+@implementer(IHalfCloseableProtocol)
+class Channel(http.HTTPChannel):
+    """One connection."""
+
+    delimiter = b"\n"
+    maxHeaders = 100
+    site: ProtocolSite
+    transport: Any
+    _networkProducer: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Between two requests.
+        self._idle = False
+        # What the peer sends is thrown away while it reads our last words.
+        self._linger = False
+        self._closing = False
+        self._lost = False
+        self._read_closed = False
+        self._held: Deferred[None] | None = None
+        self._undelivered: Callable[[], None] | None = None
+        self._confirming: IDelayedCall | None = None
+
+    # --- receiving ---------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        self.timeOut: Seconds | None = self.site.limits.head  # type: ignore[assignment]
+        self.site.connected.add(self)
+        super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if self._idle and not self._handlingRequest:
+            self._idle = False
+            self.setTimeout(self.site.limits.head)
+        # Not HTTPChannel's: a peer that sends a byte now and then would never time out.
+        LineReceiver.dataReceived(self, data)
+
+    def lineReceived(self, line: bytes) -> None:
+        if not self._closing:
+            super().lineReceived(line.removesuffix(b"\r"))
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._respondToBadRequestAndDisconnect()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if not self._closing:
+            super().rawDataReceived(data)
+
+    def allHeadersReceived(self) -> None:
+        self._idle = False
+        self._undelivered = None  # a peer that asks for more has had its answer
+        self.requests[-1].begin(self._command, self._path, self._version)
+        if self.length != 0:
+            self.setTimeout(self.site.limits.body)
+        super().allHeadersReceived()
+
+    def _send100Continue(self) -> None:
+        if not self.requests[-1].answered_early:
+            super()._send100Continue()
+
+    def hold(self, until: Deferred[None]) -> None:
+        """Read no more before this fires: the body comes faster than it can be stored."""
+        self._held = until
+        self.transport.pauseProducing()
+        self.setTimeout(None)
+        until.addCallback(lambda _: self._go_on(until))
+
+    def _go_on(self, after: Deferred[None]) -> None:
+        if self._held is not after or self._lost:
+            return
+        self._held = None
+        if self._transferDecoder is not None:
+            self.setTimeout(self.site.limits.body)
+        self.transport.resumeProducing()
+
+    # --- replying ----------------------------------------------------------------------------
+
+    def checkPersistence(self, request: Request, version: bytes) -> bool:
+        connection = b",".join(request.requestHeaders.getRawHeaders(b"Connection", ()))
+        options = connection.lower().replace(b" ", b"").split(b",")
+        if version == b"HTTP/1.1":
+            if b"close" in options:
+                request.setHeader(b"Connection", b"close")
+            return b"close" not in options
+        return b"keep-alive" in options
+
+    def settle_persistence(self, request: Request) -> None:
+        """The headers of the reply are known: can an HTTP/1.0 connection stay open?"""
+        if self.persistent and request.clientproto != b"HTTP/1.1":
+            self.persistent = request.responseHeaders.hasHeader(b"Content-Length")
+            if self.persistent:
+                request.setHeader(b"Connection", b"keep-alive")
+
+    def pauseProducing(self) -> None:
+        super().pauseProducing()
+        if self._handlingRequest:
+            self.setTimeout(self.site.limits.reply)
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        if self._handlingRequest:
+            self.setTimeout(None)
+
+    def requestDone(self, request: Request) -> None:
+        self._idle = True
+        self._savedTimeOut = self.site.limits.idle
+        self._linger = request.code >= 400
+        super().requestDone(request)
+        if self.persistent and self._read_closed and not self._handlingRequest:
+            self.loseConnection()
+
+    def watch(self, undelivered: Callable[[], None]) -> None:
+        """Call this if it turns out that the reply just written never reached its peer.
+
+        That is seen when the connection is reset, or when a peer that has closed its side
+        acknowledges nothing. Its next request, or a clean end, say that all is well.
+        """
+        self._undelivered = undelivered
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        if not (self.requests and self.requests[-1].startedWriting):
+            self.transport.write(_BAD_REQUEST)
+        self._linger = True
+        self.loseConnection()
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def timeoutConnection(self) -> None:
+        if self._closing:
+            self.transport.abortConnection()
+        else:
+            self.loseConnection()
+
+    def loseConnection(self) -> None:
+        """Close when all is sent; wait for the peer where a reset could cost it the reply."""
+        if self._closing:
+            return
+        self._closing = True
+        limits = self.site.limits
+        confirms = self._read_closed and self._undelivered is not None
+        lingers = self._linger and not self._read_closed
+        if self.isSecure() or not (confirms or lingers):
+            self.setTimeout(limits.reply)
+            super().loseConnection()
+            return
+        self.setTimeout(limits.confirm if confirms else limits.linger)
+        self._networkProducer.unregisterProducer()
+        self.transport.loseWriteConnection()
+
+    def readConnectionLost(self) -> None:
+        """The peer has closed its side: it may have left, or just have nothing more to say."""
+        if self._read_closed:
+            return
+        self._read_closed = True
+        if self._closing:
+            self.transport.loseConnection()
+        elif not self._handlingRequest:
+            self.loseConnection()
+        elif announced(self.requests[0]):
+            self.transport.abortConnection()
+
+    def writeConnectionLost(self) -> None:
+        """All is in the kernel's hands, and so is the end of our side."""
+        if self._read_closed:
+            self._confirm()
+
+    def _confirm(self) -> None:
+        """See whether the peer's kernel takes the reply, or says that nobody is there."""
+        self._confirming = None
+        handle = self.transport.getHandle()
+        if handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abortConnection()
+        elif _unacknowledged(handle):
+            self._confirming = self.callLater(_CONFIRM_EVERY, self._confirm)
+        else:
+            self._undelivered = None
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._lost = True
+        self.site.connected.discard(self)
+        undelivered, self._undelivered = self._undelivered, None
+        if self._confirming is not None:
+            self._confirming.cancel()
+        super().connectionLost(reason)
+        if undelivered is not None and not reason.check(ConnectionDone):
+            undelivered()
+
+
+#: Seconds between two looks at whether a reply was acknowledged.
+_CONFIRM_EVERY = 0.02
+
+_REASON = b"this is no HTTP request, or its headers are too long\n"
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\nServer: pexecd\r\nConnection: close\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
+) % (len(_REASON), _REASON)
+
+
+def _unacknowledged(handle: socket.socket) -> int:
+    """Bytes (and the end of our side) that the peer has not acknowledged; 0 if unknown."""
+    try:
+        answer = fcntl.ioctl(handle.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    count: int = struct.unpack("i", answer)[0]
+    return count
+
+
+class ProtocolSite(server.Site):
+    """Serves the six requests; other trees may be put beside them in ``resource``.
+
+    Args:
+        directory: finds the sessions.
+        reactor: measures the deadlines.
+        limits: the deadlines.
+
+    Attributes:
+        connected: the open connections.
+    """
+
+    protocol = Channel  # type: ignore[assignment]  # no HTTP/2, so no wrapper around it
+    requestFactory = Request  # type: ignore[assignment]
+    resource: Root
+
+    def __init__(
+        self, directory: IDirectory, reactor: IReactorTime, limits: Limits | None = None
+    ) -> None:
+        super().__init__(Root(directory), reactor=reactor)
+        self.limits = limits or Limits()
+        self.connected: set[Channel] = set()
+
+    def disconnect(self) -> None:
+        """Close all connections, also those that wait for an answer: they get none."""
+        for channel in list(self.connected):
+            channel.transport.loseConnection()
+
+    def startFactory(self) -> None:
+        """Not twisted.web's: it opens the access log and keeps a clock for it."""
+
+    def stopFactory(self) -> None:
+        """See ``startFactory``."""
+
+    def log(self, request: http.Request) -> None:
+        """No access log: its lines would hold the session ID."""
+
+    def acceptableProtocols(self) -> list[bytes]:
+        return [b"http/1.1"]

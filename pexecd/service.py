@@ -1,0 +1,442 @@
+"""One job from its files to an exit status: all wiring of a run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
+from twisted.python.failure import Failure
+
+from pexecd.attempts import Attempts
+from pexecd.core.effects import Finish, TicketEnded
+from pexecd.core.values import Outcome, Statistics
+from pexecd.errors import BadInputError, JournalError, PexecdError, StateError
+from pexecd.jobs import Renderer
+from pexecd.jobs.cluster import HERE
+from pexecd.jobs.reach import is_loopback
+from pexecd.jobs.values import HostSpec, Job
+from pexecd.launch import Launcher
+from pexecd.master import Master, Parts, RunningSession
+from pexecd.notify import Notifier
+from pexecd.ports import ClientOrder, CollectReport
+from pexecd.protocol.site import ProtocolSite
+from pexecd.results import Collector, Judge
+from pexecd.ssh import Connector
+from pexecd.state import Start, State, prepare, rebuild, repairs
+from pexecd.store import (
+    FailureLog,
+    Joblog,
+    Journal,
+    Remapped,
+    Spool,
+    StateFolder,
+    StatisticsFile,
+    write_json,
+)
+from pexecd.summary import summary
+from pexecd.telling import Teller
+from pexecd.units import Seconds
+
+T = TypeVar("T")
+
+#: Exit status for bad files and usage (SPEC section 4).
+BAD_INPUT = 2
+
+#: How often statistics.json is renewed.
+RENEWED: Seconds = 2.0
+
+#: How long a port that is in use is waited for.
+PORT_PATIENCE: Seconds = 30.0
+
+#: Whether clients may be there that were not told the end of the run: ``left`` or ``told``.
+_CLIENTS = "clients"
+
+#: What this computer calls a master that listens on all its addresses.
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+class JobService(Service):
+    """One job from its files to an exit status.
+
+    Args:
+        reactor: the reactor; its clock is set to the monotonic one.
+        job: the job, read and checked.
+        start: how to begin where earlier runs left results.
+
+    Attributes:
+        ended: fires with None when all is over and nothing is left running; never fails.
+        status: the exit status (SPEC section 4); 1 until the end is known.
+        problem: why the job could not be worked on, in one line; else empty.
+        interrupted: why the run was interrupted; empty when it was not.
+
+    Two ways lead out before the end. ``interrupt`` ends the run: workers and clients stop.
+    ``stopService``, or whatever goes wrong in here, ends the master alone, as ``kill -9``
+    would: the clients carry on, and the next master goes on with them.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, job: Job, start: Start = Start()) -> None:  # noqa: B008 - frozen
+        # reactor.seconds() is wall time and can jump: no deadline may depend on it.
+        reactor.seconds = time.monotonic
+        self.ended: Deferred[None] = Deferred()
+        self.status = Outcome.SOME_FAILED.value
+        self.problem = ""
+        self.interrupted = ""
+        self._reactor = reactor
+        self._job = job
+        self._start = start
+        self._session: RunningSession | None = None
+        self._launcher: Launcher | None = None
+        self._started = time.time()
+        self._began = time.monotonic()
+        self._leaving = False
+        self._notifier = Notifier(os.environ)
+        self._numbers: dict[str, Any] | None = None
+
+    # --- what others see ----------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Begin; how it ends is seen in ``ended``."""
+        super().startService()
+        work = Deferred.fromCoroutine(self._work()).addErrback(self._broken)
+        work.addCallback(self.ended.callback)
+
+    def stopService(self) -> Deferred[None]:
+        """Leave clients and workers alone; fires when all else has ended."""
+        super().stopService()
+        self._leaving = True
+        if self._session is not None and not self._session.finished.called:
+            self._session.finished.errback(_LeavingError())
+        stopped: Deferred[None] = Deferred()
+        self.ended.addCallback(stopped.callback)
+        return stopped
+
+    def interrupt(self, reason: str) -> None:
+        """End the run in order; what is stored stays stored."""
+        self.interrupted = self.interrupted or reason
+        if self._session is not None:
+            self._session.interrupt(reason)
+
+    def terminate(self) -> None:
+        """Tell clients on this computer to end, for a caller that leaves this very moment."""
+        if self._launcher is not None:
+            self._launcher.terminate()
+
+    def statistics(self) -> Statistics | None:
+        """The numbers of this moment; None before work has begun."""
+        return self._session.statistics() if self._session else None
+
+    def numbers(self) -> dict[str, Any] | None:
+        """What statistics.json holds: the final ones after ``ended``, None if there are none."""
+        return self._numbers
+
+    # --- the run --------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Everything, from an unopened state folder to one that is let go of.
+
+        Whatever was opened is closed in reverse order, however this ends.
+        """
+        async with AsyncExitStack() as stack:
+            self._notifier.status("reading what is stored")
+            folder = await self._in_thread(StateFolder.claim, self._job.state)
+            stack.callback(folder.release)
+            port_before = "0"
+            if self._start.fresh:
+                port_before = await self._in_thread(_free_port_of, folder.session)
+                await self._in_thread(folder.clear)
+            _log_to(stack, folder.log)
+            journal = await self._in_thread(Journal.open, folder.database, self._reactor)
+            _closing(stack, journal.close)
+            state = await self._state_from(folder, journal)
+            if self._start.fresh:
+                await journal.note("port", port_before)
+            if self._leaving:
+                raise _LeavingError
+            session, collector = await self._session_for(stack, folder, state)
+            statistics = StatisticsFile(folder.statistics, self._reactor)
+            _closing(stack, statistics.close)
+            session.go_on(state.kept, strangers=journal.meta.get(_CLIENTS) == "left")
+            self._session = session
+            # it may fail before it is awaited
+            stack.callback(session.finished.addErrback, lambda _: None)
+            master = Master()
+            master.add(session)
+            port = await self._listen(stack, master, state)
+            url = server_for(self._job, HERE, port.host, port.port)
+            await self._in_thread(write_json, folder.session, _card(state, url, self._job))
+            if self.interrupted:
+                session.interrupt(self.interrupted)
+            launcher = self._launcher_for(session, state, port)
+            session.launcher = self._launcher = launcher
+            _closing(stack, launcher.leave)
+            _note_clients(journal, "left")
+            launcher.start()
+            self._notifier.ready()
+            renewal = LoopingCall(self._renew, session, statistics)
+            renewal.clock = self._reactor
+            renewal.start(RENEWED)
+            try:
+                finish = await session.finished
+                if finish.outcome is not Outcome.SUCCEEDED:
+                    # Workers here that work for nothing are stopped now, not at the next ping.
+                    await launcher.stop()
+                await session.clients_left()
+                _note_clients(journal, "told")
+            finally:
+                renewal.stop()
+                self._notifier.stopping()
+            await launcher.stop()
+            # Last, for clients that leave may still bring results.
+            report = await collector.finish()
+            self.status = _status(finish, report)
+            self._numbers = self._summary(session, finish, report)
+            statistics.write(self._numbers)
+
+    def _renew(self, session: RunningSession, statistics: StatisticsFile) -> None:
+        statistics.write(self._summary(session))
+        now = session.statistics()
+        paused = f"paused: {session.disk.full}; " if session.disk.full else ""
+        self._notifier.status(f"{paused}{now.done} of {now.tasks} done, {now.failed} failed")
+
+    async def _state_from(self, folder: StateFolder, journal: Journal) -> State:
+        remapped = await self._in_thread(prepare, self._job, self._start, journal)
+        if remapped is not None:
+            self._log.warn("{text}", text=_changed(remapped))
+        records = await self._in_thread(repairs, self._start, journal.recovery())
+        for record in records:
+            if isinstance(record, TicketEnded):
+                self._log.warn("task {one.task}: {one.reason}", one=record)
+        await journal.append(records)
+        return await self._in_thread(rebuild, self._job, folder, journal, self._reactor.seconds())
+
+    async def _session_for(
+        self, stack: AsyncExitStack, folder: StateFolder, state: State
+    ) -> tuple[RunningSession, Collector]:
+        job, reactor = self._job, self._reactor
+        spool = Spool(folder.spool, reactor)
+        logs = (
+            Joblog(folder.joblog, reactor),
+            FailureLog(folder.log / "failures.log", reactor),
+        )
+        _closing(stack, spool.close)
+        judge = Judge(job, folder.path, reactor)
+        _closing(stack, judge.close)
+        collector = Collector(
+            job,
+            state.journal,
+            state.recovery,
+            spool,
+            folder.path,
+            reactor,
+            recollect=self._start.recollect,
+        )
+        _closing(stack, collector.close)
+        teller = Teller(job, Renderer(job), self._in_thread)
+
+        recovery = state.recovery
+        await self._in_thread(lambda: spool.sweep(recovery.spooled()))
+        attempts = Attempts(state.journal, logs, teller)
+        _closing(stack, attempts.close)
+        await attempts.begin(
+            lambda: (recovery.ended(), recovery.ended(failures=True)),
+            self._in_thread,
+            reactor.callFromThread,
+        )
+        session = RunningSession(
+            job,
+            state.core,
+            Parts(state.journal, spool, judge, collector, teller, attempts),
+            state.executables,
+            state.session_id,
+            state.public,
+            reactor,
+            self._journal_lost,
+        )
+        stack.callback(session.close)
+        return session, collector
+
+    async def _listen(
+        self, stack: AsyncExitStack, master: Master, state: State
+    ) -> IPv4Address | IPv6Address:
+        """Listen for clients; the port of the first time is used again (SPEC section 3).
+
+        An earlier master, or a connection of its, may hold it for a moment.
+
+        Raises:
+            StateError: it is still held after ``PORT_PATIENCE``.
+        """
+        kept = state.journal.meta.get("port", "0")
+        description = self._job.listen or f"tcp:{kept}:interface=127.0.0.1"
+        endpoint = serverFromString(self._reactor, description)
+        site = ProtocolSite(master, self._reactor)
+        patience = time.monotonic() + PORT_PATIENCE
+        while True:
+            try:
+                port: IListeningPort = await endpoint.listen(site)
+                break
+            except CannotListenError as error:
+                in_time = error.socketError.errno == errno.EADDRINUSE and not self.interrupted
+                if not in_time or time.monotonic() > patience:
+                    raise StateError(
+                        f"cannot listen on {description}: {error.socketError}; end the program "
+                        "that does, or name another port with listen = in [job]"
+                    ) from None
+                if self._leaving:
+                    raise _LeavingError from None
+                self._log.warn("waiting for {description}: it is in use", description=description)
+                await deferLater(self._reactor, 1.0)
+        _closing(stack, port.stopListening)
+        stack.callback(site.disconnect)
+        address = cast("IPv4Address | IPv6Address", port.getHost())
+        if self._job.listen is None and str(address.port) != kept:
+            await state.journal.note("port", str(address.port))
+        return address
+
+    def _launcher_for(
+        self, session: RunningSession, state: State, port: IPv4Address | IPv6Address
+    ) -> Launcher:
+        def order(host: HostSpec) -> ClientOrder:
+            url = server_for(self._job, host, port.host, port.port)
+            return ClientOrder(state.session_id, state.public, url)
+
+        return Launcher(
+            self._reactor,
+            self._job.hosts,
+            order,
+            session,
+            Connector(self._reactor, self._job.ssh_config),
+        )
+
+    # --- odds and ends --------------------------------------------------------------------------
+
+    def _summary(
+        self,
+        session: RunningSession,
+        finish: Finish | None = None,
+        report: CollectReport | None = None,
+    ) -> dict[str, Any]:
+        return summary(session, self._started, time.monotonic() - self._began, finish, report)
+
+    def _in_thread(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
+        pool = self._reactor.getThreadPool()
+        return deferToThreadPool(self._reactor, pool, function, *args)
+
+    def _journal_lost(self, why: Failure) -> None:
+        """Memory and disk no longer agree: nothing more may be confirmed."""
+        session = self._session
+        if session is not None and not session.finished.called:
+            session.finished.errback(why)
+
+    def _broken(self, why: Failure) -> None:
+        if why.check(_LeavingError):
+            self.status = Outcome.INTERRUPTED.value
+            return
+        self.status = BAD_INPUT if why.check(BadInputError, StateError) else 1
+        self.problem = why.getErrorMessage()
+        if not why.check(PexecdError):
+            self._log.failure("a bug of pexecd", why)
+            self.problem = f"a bug of pexecd: {self.problem!r}"
+
+
+class _LeavingError(Exception):
+    """The master leaves before the end of the run."""
+
+
+def _status(finish: Finish, report: CollectReport) -> int:
+    """The exit status: a run whose results are not all where they belong was no success."""
+    if finish.outcome is Outcome.SUCCEEDED and (report.not_collected or report.errors):
+        return Outcome.SOME_FAILED.value
+    return finish.outcome.value
+
+
+def _changed(remapped: Remapped) -> str:
+    return (
+        f"the parameter table or the command has changed: {remapped.kept} tasks keep what they "
+        f"have, {remapped.new} are new, {remapped.retired} are in the table no more"
+    )
+
+
+def server_for(job: Job, host: HostSpec, listening: str, port: int) -> str:
+    """The URL at which a host reaches the master.
+
+    Args:
+        job: may say it for other computers, with ``advertise``.
+        host: the host that asks.
+        listening: the address that the master listens on.
+        port: and its port.
+    """
+    if host.local or is_loopback(host.address):
+        address = _HERE.get(listening, listening)
+    elif job.advertise:
+        return job.advertise.rstrip("/")
+    else:
+        address = socket.getfqdn()
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _free_port_of(card: Path) -> str:
+    """The port in the ``session.json`` of a run that is thrown away, if it is free; else "0".
+
+    Clients of that run that are still there come to this port, and hear that they may go:
+    otherwise they and their workers would stay for all of ``patience``. Blocks.
+    """
+    try:
+        port = urlsplit(json.loads(card.read_bytes())["url"]).port or 0
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except (OSError, ValueError, LookupError, TypeError):
+        return "0"
+    return str(port)
+
+
+def _card(state: State, url: str, job: Job) -> dict[str, Any]:
+    """``session.json``: what a script needs to take part (SPEC section 3)."""
+    return {
+        "url": url,
+        "session": state.session_id,
+        "worker": job.worker.name,
+        "pid": os.getpid(),
+    }
+
+
+def _closing(stack: AsyncExitStack, close: Callable[[], Any]) -> None:
+    """Wait for a Deferred-returning ``close`` when the stack unwinds."""
+
+    async def wait() -> None:
+        await maybeDeferred(close)
+
+    stack.push_async_callback(wait)
+
+
+def _log_to(stack: AsyncExitStack, folder: Path) -> None:
+    """Keep the log of the run in the state folder, too."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = stack.enter_context((folder / "master.log").open("a", encoding="utf-8"))
+    observer = textFileLogObserver(file)
+    globalLogPublisher.addObserver(observer)
+    stack.callback(globalLogPublisher.removeObserver, observer)
+
+
+def _note_clients(journal: Journal, how: str) -> None:
+    """Nobody waits for this: should it be lost, the next run waits a little more, or less."""
+    journal.note(_CLIENTS, how).addErrback(lambda why: why.trap(JournalError) and None)

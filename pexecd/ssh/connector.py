@@ -1,0 +1,193 @@
+"""Connecting to a host as the user's SSH settings say."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, DeferredSemaphore
+from twisted.internet.defer import TimeoutError as DeadlinePassedError
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pexecd.errors import HostError
+from pexecd.jobs.values import HostSpec
+from pexecd.ports import IConnection, IConnector
+from pexecd.ssh.agent import AgentClient, AgentError, connect_agent
+from pexecd.ssh.connection import Connection
+from pexecd.ssh.errors import NameUnknownError, NoRouteError, RefusedError, TimedOutError
+from pexecd.ssh.keys import identities, load_key_files
+from pexecd.ssh.knownhosts import (
+    KnownKeys,
+    add_known_host,
+    known_keys,
+    lookup_name,
+    read_known_hosts,
+)
+from pexecd.ssh.settings import Settings, read_settings
+from pexecd.ssh.transport import Deadlines, Transport
+from pexecd.units import Seconds
+
+#: More at once would hold up the event loop (each costs it some milliseconds).
+MOST_HANDSHAKES = 32
+
+CONNECT = "connect"
+
+_events = Logger()
+
+
+@implementer(IConnector)
+class Connector:
+    """See ``IConnector``."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        config: Path | None,
+        environ: Mapping[str, str] | None = None,
+        deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
+    ) -> None:
+        """Prepare.
+
+        Args:
+            reactor: for sockets, time, threads and processes.
+            config: ``[ssh] config`` of the job: as with ``ssh -F``.
+            environ: ``PATH`` to ssh, ``SSH_AUTH_SOCK``; default: this process's environment.
+            deadlines: for each stage.
+        """
+        self._reactor = reactor
+        self._config = config
+        self._environ = os.environ if environ is None else environ
+        self._deadlines = deadlines
+        self._handshakes = DeferredSemaphore(MOST_HANDSHAKES)
+        self._known_hosts_lock = DeferredLock()
+
+    def connect(self, host: HostSpec) -> Deferred[IConnection]:
+        """See ``IConnector.connect``."""
+        return Deferred.fromCoroutine(self._in_turn(host))
+
+    async def _in_turn(self, host: HostSpec) -> IConnection:
+        await self._handshakes.acquire()
+        try:
+            return await self._connect(host)
+        finally:
+            self._handshakes.release()
+
+    async def _connect(self, host: HostSpec) -> Connection:
+        settings = await read_settings(
+            self._reactor, host, self._config, self._environ, self._deadlines.settings
+        )
+        known = await self._in_thread(_look_up, settings)
+        files = await self._in_thread(load_key_files, settings.identity_files)
+        agent, agent_keys = await self._ask_agent(settings)
+        try:
+            offers, useless = identities(
+                files, agent, agent_keys, only_files=settings.identities_only
+            )
+            transport = Transport(
+                self._reactor,
+                host.name,
+                settings,
+                known=known,
+                identities=offers,
+                useless=useless,
+                deadlines=self._deadlines,
+            )
+            return await self._log_in(host, settings, transport)
+        finally:
+            if agent is not None:
+                agent.close()
+
+    async def _ask_agent(
+        self, settings: Settings
+    ) -> tuple[AgentClient | None, list[tuple[bytes, str]]]:
+        """Like ssh, go on without an agent that is not there or gives no sensible answer."""
+        if settings.agent is None:
+            return None, []
+        limit = self._deadlines.connect
+        try:
+            agent = await connect_agent(self._reactor, settings.agent, limit)
+        except error.ConnectError:
+            return None, []
+        try:
+            return agent, await agent.identities().addTimeout(limit, self._reactor)
+        except (AgentError, DeadlinePassedError) as problem:
+            _events.warn("ssh-agent is not used: {problem}", problem=problem)
+            agent.close()
+            return None, []
+
+    async def _log_in(self, host: HostSpec, settings: Settings, transport: Transport) -> Connection:
+        await self._reach(host, settings, transport)
+        try:
+            return await transport.ready
+        except BaseException:
+            await transport.close()
+            raise
+        finally:
+            if transport.new_host_key is not None and transport.proved:
+                await self._remember(host, settings, transport.new_host_key)
+
+    async def _reach(self, host: HostSpec, settings: Settings, transport: Transport) -> None:
+        limit = settings.connect_timeout or self._deadlines.connect
+        factory = Factory.forProtocol(lambda: transport)
+        factory.noisy = False
+        endpoint = HostnameEndpoint(self._reactor, settings.hostname, settings.port, limit)
+        try:
+            await endpoint.connect(factory).addTimeout(limit, self._reactor)
+        except error.ConnectingCancelledError:
+            raise CancelledError from None
+        except (
+            DeadlinePassedError,
+            error.ConnectError,
+            error.DNSLookupError,
+            ValueError,
+        ) as problem:
+            raise _explain(host.name, settings, problem, limit) from problem
+
+    async def _remember(self, host: HostSpec, settings: Settings, key: bytes) -> None:
+        if not settings.own_known_hosts:
+            return
+        file = settings.known_hosts[0]
+        name = lookup_name(settings.hostname, settings.port, settings.host_key_alias)
+        await self._known_hosts_lock.acquire()
+        try:
+            await self._in_thread(add_known_host, file, name, key, hashed=settings.hash_known_hosts)
+        except OSError as problem:
+            _events.warn(
+                "{host}: its new host key cannot be written to {file}: {problem}",
+                host=host.name,
+                file=str(file),
+                problem=problem,
+            )
+        finally:
+            self._known_hosts_lock.release()
+
+    def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        pool = self._reactor.getThreadPool()
+        return deferToThreadPool(self._reactor, pool, function, *args, **kwargs)
+
+
+def _look_up(settings: Settings) -> KnownKeys:
+    entries = read_known_hosts(settings.known_hosts)
+    return known_keys(entries, settings.hostname, settings.port, settings.host_key_alias)
+
+
+def _explain(host: str, settings: Settings, problem: Exception, limit: Seconds) -> HostError:
+    where = f"{settings.hostname} port {settings.port}"
+    if isinstance(problem, error.DNSLookupError | ValueError):
+        return NameUnknownError(host, CONNECT, f"no address for {settings.hostname}", str(problem))
+    if isinstance(problem, error.ConnectionRefusedError):
+        return RefusedError(host, CONNECT, f"connection refused by {where}")
+    timed_out = isinstance(
+        problem, DeadlinePassedError | error.TimeoutError | error.TCPTimedOutError
+    )
+    if timed_out or getattr(problem, "osError", None) == errno.ETIMEDOUT:
+        return TimedOutError(host, CONNECT, f"no connection to {where} within {limit:g} s")
+    return NoRouteError(host, CONNECT, f"no connection to {where}", str(problem))

@@ -1,0 +1,209 @@
+"""The user's keys: which to offer, in which order, and how each signs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+from twisted.conch.ssh.common import getNS
+from twisted.conch.ssh.keys import Key
+from twisted.internet.defer import Deferred, execute
+
+from pexecd.ssh.agent import AgentClient
+from pexecd.ssh.knownhosts import key_type
+
+#: A key file is smaller than that.
+LARGEST_KEY_FILE = 64 * 1024
+OPENSSH_MAGIC = b"openssh-key-v1\0"
+
+
+class Identity(Protocol):
+    """A key that can be offered to a server."""
+
+    @property
+    def name(self) -> str:
+        """For messages: its file, or what the agent calls it."""
+
+    @property
+    def blob(self) -> bytes:
+        """The public key."""
+
+    def sign(self, data: bytes, algorithm: bytes) -> Deferred[bytes]:
+        """Fires with the signature; fails if the agent does not want to."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """What an identity file holds."""
+
+    name: str
+    #: Its public key; None: not known without the passphrase.
+    blob: bytes | None
+    #: None: encrypted, of a kind that Conch does not know, or a public key only.
+    key: Key | None
+    #: Why there is no key.
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """A private key that was read from a file."""
+
+    name: str
+    blob: bytes
+    key: Key
+
+    def sign(self, data: bytes, algorithm: bytes) -> Deferred[bytes]:
+        return execute(self.key.sign, data, algorithm)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """A key that ssh-agent holds."""
+
+    name: str
+    blob: bytes
+    agent: AgentClient
+
+    def sign(self, data: bytes, algorithm: bytes) -> Deferred[bytes]:
+        return self.agent.sign(self.blob, data, algorithm)
+
+
+def signature_algorithm(blob: bytes, accepted: Sequence[bytes]) -> bytes | None:
+    """How a key signs: Conch by itself would always use SHA-1 for RSA, which servers refuse.
+
+    Args:
+        blob: the public key.
+        accepted: the server's ``server-sig-algs``; empty if it did not say.
+
+    Returns:
+        None if the server takes none that the key can do without SHA-1.
+    """
+    kind = key_type(blob)
+    if kind == b"ssh-dss":
+        return None
+    if not kind.startswith(b"ssh-rsa"):
+        return kind
+    suffix = kind.removeprefix(b"ssh-rsa")  # of a certificate in the agent
+    choices = [name + suffix for name in (b"rsa-sha2-512", b"rsa-sha2-256")]
+    return next((name for name in choices if not accepted or name in accepted), None)
+
+
+def load_key_files(files: Sequence[Path]) -> list[KeyFile]:
+    """Read the identity files that are there. Blocks: call it in a thread."""
+    return [found for found in map(_load, files) if found is not None]
+
+
+def _load(file: Path) -> KeyFile | None:
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(LARGEST_KEY_FILE)
+    except FileNotFoundError:
+        return _public_half(file)  # its private half may be in the agent
+    except OSError as error:
+        return KeyFile(str(file), None, None, f"cannot be read: {error.strerror}")
+    blob = _public_blob(text)
+    if blob is not None:
+        return KeyFile(str(file), blob, None, "a public key, and not in ssh-agent")
+    try:
+        key = _private_key(text)
+    except TypeError:  # as cryptography says that a passphrase is missing
+        problem = "encrypted, and not in ssh-agent"
+    except (ValueError, UnsupportedAlgorithm) as error:
+        problem = f"no key that can be used here ({error})"
+    else:
+        return KeyFile(str(file), key.public().blob(), key)
+    half = _public_half(file)
+    blob = half.blob if half else _openssh_blob(text)
+    return KeyFile(str(file), blob, None, problem)
+
+
+def _private_key(text: bytes) -> Key:
+    """A key that needs no passphrase.
+
+    Not by Conch, which checks whether RSA's primes are prime: that takes most of a second
+    in which, thread or not, the event loop stands still. ssh does not check its user's keys either.
+    """
+    is_openssh = b"BEGIN OPENSSH PRIVATE KEY" in text
+    load: Any = load_ssh_private_key if is_openssh else load_pem_private_key
+    return Key(load(text, None, unsafe_skip_rsa_key_validation=True))
+
+
+def _public_half(file: Path) -> KeyFile | None:
+    try:
+        with file.with_name(f"{file.name}.pub").open("rb") as opened:
+            blob = _public_blob(opened.read(LARGEST_KEY_FILE))
+    except OSError:
+        return None
+    return KeyFile(str(file), blob, None, "its private half is not there") if blob else None
+
+
+def _public_blob(text: bytes) -> bytes | None:
+    """The blob of a line like ``ssh-ed25519 AAAA... comment``."""
+    words = text.split(None, 2)
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+    except (IndexError, ValueError, binascii.Error):
+        return None
+    return blob if key_type(blob) == words[0] else None
+
+
+def _openssh_blob(text: bytes) -> bytes | None:
+    """The public key, which OpenSSH's format holds in the clear also in encrypted files."""
+    body = re.sub(rb"-----[^-]*-----|\s", b"", text)
+    try:
+        data = base64.b64decode(body, validate=True)
+        if not data.startswith(OPENSSH_MAGIC):
+            return None
+        _cipher, _kdf, _options, rest = getNS(data[len(OPENSSH_MAGIC) :], 3)
+        blob = getNS(rest[4:])[0]
+    except Exception:  # a damaged file
+        return None
+    return bytes(blob)
+
+
+def identities(
+    files: Sequence[KeyFile],
+    agent: AgentClient | None,
+    agent_keys: Sequence[tuple[bytes, str]],
+    *,
+    only_files: bool,
+) -> tuple[list[Identity], list[str]]:
+    """Put keys in the order in which ssh offers them (a server hears only a few).
+
+    Args:
+        files: what the identity files hold.
+        agent: the agent that has ``agent_keys`` (blob and comment).
+        agent_keys: its keys.
+        only_files: IdentitiesOnly: leave out keys of the agent that no file names.
+
+    Returns:
+        What to offer, and why the other files are of no use.
+    """
+    named = {found.blob for found in files if found.blob is not None}
+    chosen: list[Identity] = []
+    if agent is not None:
+        held: list[Identity] = [
+            AgentIdentity(f"{comment} (ssh-agent)", blob, agent) for blob, comment in agent_keys
+        ]
+        chosen += [key for key in held if key.blob in named]
+        if not only_files:
+            chosen += [key for key in held if key.blob not in named]
+    offered = {key.blob for key in chosen}
+    useless = []
+    for found in files:
+        if found.blob in offered:
+            continue
+        if found.key is not None and found.blob is not None:
+            chosen.append(FileIdentity(found.name, found.blob, found.key))
+            offered.add(found.blob)
+        else:
+            useless.append(f"{found.name} is {found.problem}")
+    return chosen, useless

@@ -1,0 +1,226 @@
+"""What a run starts from: the table loaded, or what earlier runs did replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pexecd.core.effects import TaskReopened, TicketEnded
+from pexecd.core.session import Session
+from pexecd.core.values import End, Policy
+from pexecd.errors import StateError
+from pexecd.jobs import read_table
+from pexecd.jobs.identity import Identity
+from pexecd.jobs.values import InputKind, Job
+from pexecd.master import Executable
+from pexecd.ports import JournalRecord, ResultDropped
+from pexecd.store import Journal, Recovery, Remapped, StateFolder
+from pexecd.units import Instant
+
+#: The bytes read at once where a whole file is looked at.
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How to begin where earlier runs left results: the flags of ``pexecd run``."""
+
+    #: Throw away what they stored.
+    fresh: bool = False
+    #: Keep their results though the recipe has changed.
+    keep_old: bool = False
+    #: Try the tasks again that failed.
+    retry_failed: bool = False
+    #: Give those results to the collect function again for which it raised.
+    recollect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Ready to go on."""
+
+    journal: Journal
+    recovery: Recovery
+    core: Session
+    #: Tickets whose results are stored but were not judged.
+    kept: list[int]
+    executables: Mapping[str, Executable]
+    #: The secret.
+    session_id: str
+    #: The session's public name.
+    public: str
+
+
+def prepare(job: Job, start: Start, journal: Journal) -> Remapped | None:
+    """Load the table into a new journal, or bring an old one up to what the job is now.
+
+    Blocks: call it in a thread.
+
+    Args:
+        job: the job, read and checked.
+        start: how to begin.
+        journal: the journal of its state folder.
+
+    Returns:
+        What became of the tasks when the table had changed; None when it had not.
+
+    Raises:
+        StateError: the journal holds results of another recipe; nothing has changed.
+        OSError: a file of the job cannot be read any more.
+    """
+    identity = Identity(job)
+    made_by = {
+        "table": _file_digest(job.parameters),
+        "commands": _commands(job, identity),
+        "recipe": _recipe(job),
+    }
+    lines = ((cells, identity.digest(cells)) for cells in read_table(job))
+    if not journal.loaded:
+        names = {
+            # Alphanumeric: it is given on command lines, where a leading "-" begins an option.
+            "session": secrets.token_hex(24),
+            "public": f"{job.name}-{secrets.token_hex(4)}",
+        }
+        journal.load(lines, made_by | names)
+    elif any(journal.meta.get(key) != value for key, value in made_by.items()):
+        if journal.meta["recipe"] != made_by["recipe"] and not start.keep_old:
+            raise _recipe_changed(job, journal)
+        same_tasks = all(journal.meta.get(key) == made_by[key] for key in ("table", "commands"))
+        remapped = journal.remap(lines, made_by)
+        return None if same_tasks else remapped
+    return None
+
+
+def repairs(start: Start, recovery: Recovery) -> list[JournalRecord]:
+    """What must be journalled before the core is rebuilt. Blocks.
+
+    A result whose file is gone or not whole is no result: its task runs again.
+    """
+    first = recovery.next_ticket()
+    records: list[JournalRecord] = []
+    for lost in recovery.lost():
+        reason = f"its result is gone: {lost.spool} is missing or not whole"
+        records += [
+            ResultDropped(lost.ticket),
+            TicketEnded(lost.ticket, lost.task, End.LOST, reason),
+        ]
+        if lost.done:
+            records.append(TaskReopened(lost.task, first))
+    if start.retry_failed:
+        records += [
+            TaskReopened(task, first) for task, ticket in recovery.settled() if ticket is None
+        ]
+    return records
+
+
+def rebuild(job: Job, folder: StateFolder, journal: Journal, now: Instant) -> State:
+    """Rebuild the core from the journal. Blocks.
+
+    Args:
+        job: the job.
+        folder: its state folder.
+        journal: the journal in it, prepared and repaired.
+        now: the clock of the deadlines.
+
+    Raises:
+        StateError: a worker changed just now, or the database is damaged.
+    """
+    recovery = journal.recovery()
+    core = Session(_policy(job), journal.tasks, now)
+    core.replay(recovery.replay())
+    return State(
+        journal,
+        recovery,
+        core,
+        recovery.kept(),
+        _keep_executables(job, folder.worker),
+        journal.meta["session"],
+        journal.meta["public"],
+    )
+
+
+def _recipe_changed(job: Job, journal: Journal) -> StateError:
+    counts = journal.recovery().counts()
+    return StateError(
+        f"{job.path}: worker, results or validation have changed since {job.state} was begun, "
+        f"and it holds the results of {counts.done} tasks: --fresh throws them away, "
+        "--keep-old keeps them and uses what has changed for the others"
+    )
+
+
+def _policy(job: Job) -> Policy:
+    return Policy(
+        timeout=job.timeout,
+        attempts=job.attempts,
+        duplicates=job.duplicates,
+        stop_after=job.stop_after,
+        give_up=job.give_up,
+        ping=job.ping,
+        patience=job.patience,
+        demanding=any(rule.source == "stderr" for rule in job.results),
+        validates=bool(job.tests or job.validate),
+    )
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """MD5 and SHA-256 of a file."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            md5.update(chunk)
+            sha256.update(chunk)
+    return md5.hexdigest(), sha256.hexdigest()
+
+
+def _keep_executables(job: Job, folder: Path) -> dict[str, Executable]:
+    """Copy the workers: what clients get does not change when somebody compiles anew."""
+    kept = {}
+    for platform, source in job.worker.executables.items():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        target = folder / platform
+        temporary = folder / f"{platform}.part"
+        shutil.copyfile(source, temporary)
+        temporary.rename(target)
+        kept[platform] = Executable(target, *_digests(target))
+    return kept
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commands(job: Job, identity: Identity) -> str:
+    """A digest of all that decides, with a line of the table, what its task is."""
+    inputs = [
+        [rule.file, rule.kind.value, getattr(rule.source, "text", rule.source)]
+        for rule in job.inputs
+    ]
+    digest = hashlib.sha256(
+        json.dumps(
+            [job.worker.command.text, job.worker.shell, dict(job.env), inputs, job.columns]
+        ).encode()
+    )
+    if any(rule.kind is InputKind.FILE for rule in job.inputs):
+        for cells in read_table(job):  # their content may have changed, too
+            digest.update(identity.digest(cells))
+    return digest.hexdigest()
+
+
+def _recipe(job: Job) -> str:
+    """A digest of what is the same for all tasks and decides what their results are."""
+    functions = [job.validate] if job.validate else []
+    recipe = {
+        "executables": {
+            platform: _file_digest(path) for platform, path in job.worker.executables.items()
+        },
+        "results": [[rule.name, rule.source] for rule in job.results],
+        "tests": [[test.result, test.kind.value, test.regex] for test in job.tests],
+        "validate": [[one.name, _file_digest(one.path)] for one in functions],
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

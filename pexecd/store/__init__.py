@@ -1,0 +1,23 @@
+"""SQLite journal with group commit, and the spool that result bodies stream to."""
+
+from __future__ import annotations
+
+from pexecd.store.folder import StateFolder
+from pexecd.store.journal import Journal
+from pexecd.store.recovery import LostResult, Recovery
+from pexecd.store.reports import FailureLog, Joblog, StatisticsFile, write_json
+from pexecd.store.spool import Spool
+from pexecd.store.table import Remapped
+
+__all__ = [
+    "FailureLog",
+    "Joblog",
+    "Journal",
+    "LostResult",
+    "Recovery",
+    "Remapped",
+    "Spool",
+    "StateFolder",
+    "StatisticsFile",
+    "write_json",
+]

@@ -1,0 +1,193 @@
+"""Files in the state folder for people and scripts: made from the journal, never read by us."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from pexecd.core.values import End
+from pexecd.errors import StateError
+from pexecd.ports import IAttemptLog, JoblogRow
+from pexecd.store.batches import Batches, IReactor
+from pexecd.store.files import replacing
+
+#: GNU parallel's nine columns, then ours.
+_COLUMNS = (
+    "Seq",
+    "Host",
+    "Starttime",
+    "JobRuntime",
+    "Send",
+    "Receive",
+    "Exitval",
+    "Signal",
+    "Command",
+    "Ticket",
+    "End",
+    "Reason",
+)
+#: A column is one word to those who read it; a line is one line.
+_PLAIN = str.maketrans("\t\n\r", "   ")
+
+
+@implementer(IAttemptLog)
+class _AttemptLog:
+    """A text file that grows by an entry for each attempt.
+
+    Args:
+        path: the file.
+        reactor: its thread pool does the writing.
+    """
+
+    #: What the file begins with.
+    head = ""
+
+    def __init__(self, path: Path, reactor: IReactor) -> None:
+        self._path = path
+        self._entries = Batches[str](reactor, self._append, f"writing {path}")
+
+    def entry(self, row: JoblogRow, command: str) -> str:
+        """What the file says of an attempt; empty for nothing."""
+        raise NotImplementedError
+
+    def rewrite(self, rows: Iterable[tuple[JoblogRow, str]]) -> None:
+        """See ``IAttemptLog.rewrite``."""
+        entries = (self.entry(row, command) for row, command in rows)
+        try:
+            _replace(self._path, chain([self.head], entries), 0o600)
+        except OSError as error:
+            raise _unwritten(self._path, error) from None
+
+    def add(self, row: JoblogRow, command: str) -> None:
+        """See ``IAttemptLog.add``."""
+        entry = self.entry(row, command)
+        if entry:
+            self._entries.add(entry)
+
+    def close(self) -> Deferred[None]:
+        """See ``IAttemptLog.close``."""
+        return self._entries.idle()
+
+    def _append(self, entries: Sequence[str]) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            length = os.fstat(file.fileno()).st_size
+            left = memoryview("".join(entries).encode("utf-8", "surrogateescape"))
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(length)  # they are tried again: no entry stands there in half
+                raise
+
+
+@implementer(IAttemptLog)
+class Joblog(_AttemptLog):
+    """``joblog.tsv``: a line for each ticket that ended (two, when a late result turned it)."""
+
+    head = "\t".join(_COLUMNS) + "\n"
+
+    def entry(self, row: JoblogRow, command: str) -> str:
+        """The line of an attempt."""
+        return _line(row, command)
+
+
+@implementer(IAttemptLog)
+class FailureLog(_AttemptLog):
+    """``log/failures.log``: what every attempt that failed left, none over another's."""
+
+    def entry(self, row: JoblogRow, command: str) -> str:
+        """The paragraph of an attempt; nothing for one that was done or cancelled."""
+        if row.end in (End.DONE.value, End.CANCELLED.value):
+            return ""
+        began = datetime.fromtimestamp(row.given, UTC).isoformat(" ", "seconds")
+        text = [
+            f"task {row.task}, ticket {row.ticket}, on {row.host}: {row.end}: {row.reason}",
+            f"  began {began}, took {row.seconds:.3f} s",
+            f"  exit status {row.exit_status}, signal {row.signal}",
+            f"  {command}",
+            *(f"  | {line}" for line in row.stderr.decode("utf-8", "replace").splitlines()),
+        ]
+        return "\n".join(text) + "\n\n"
+
+
+class StatisticsFile:
+    """``statistics.json``: whoever reads it finds a whole one.
+
+    Args:
+        path: the file.
+        reactor: its thread pool does the writing.
+    """
+
+    def __init__(self, path: Path, reactor: IReactor) -> None:
+        self._path = path
+        self._numbers = Batches[Mapping[str, Any]](reactor, self._write, f"writing {path}", most=1)
+
+    def write(self, numbers: Mapping[str, Any]) -> None:
+        """Replace it, some time soon; only the latest of several counts."""
+        self._numbers.add(numbers)
+
+    def close(self) -> Deferred[None]:
+        """Fires when the latest numbers are written."""
+        return self._numbers.idle()
+
+    def _write(self, numbers: Sequence[Mapping[str, Any]]) -> None:
+        _replace(self._path, _json(numbers[-1]), 0o644)
+
+
+def write_json(path: Path, values: Mapping[str, Any], mode: int = 0o600) -> None:
+    """Write a small JSON file in one step (``session.json``, say). Blocks.
+
+    Args:
+        path: the file; a file that is there is replaced.
+        values: what JSON can hold.
+        mode: its permissions, from the first moment on.
+
+    Raises:
+        StateError: it cannot be written; an older one is still there.
+    """
+    try:
+        _replace(path, _json(values), mode)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
+def _json(values: Mapping[str, Any]) -> Iterable[str]:
+    return [json.dumps(values, indent=2, ensure_ascii=False), "\n"]
+
+
+def _replace(path: Path, text: Iterable[str], mode: int) -> None:
+    with (
+        replacing(path, mode) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        file.writelines(text)
+
+
+def _unwritten(path: Path, error: OSError) -> StateError:
+    return StateError(f"{path}: cannot be written: {error.strerror}; start again when it can be")
+
+
+def _line(row: JoblogRow, command: str) -> str:
+    columns = (
+        row.task,
+        row.host,
+        f"{row.given:.3f}",
+        f"{row.seconds:.3f}",
+        row.sent_bytes,
+        row.received_bytes,
+        row.exit_status,
+        row.signal,
+        command,
+        row.ticket,
+        row.end,
+        row.reason,
+    )
+    return "\t".join(str(column).translate(_PLAIN) for column in columns) + "\n"

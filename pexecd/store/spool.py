@@ -1,0 +1,334 @@
+"""Results as they arrive: small ones stay in memory, larger ones stream into files.
+
+A larger result goes to a temporary name, is made durable (file, rename, folder), and is
+referred to by the journal only then. So what the journal does not refer to is rubbish of
+a crash, and is swept at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pexecd.errors import JournalError, StateError
+from pexecd.ports import ISpool, IUpload, StoredResult
+from pexecd.store.batches import Batches, IReactor
+from pexecd.store.problems import try_disk
+
+#: Results of up to so many bytes are kept in the database.
+INLINE = 16 * 1024
+#: When so many bytes of an upload wait for the disk, its peer is to pause.
+MOST_WAITING = 1024 * 1024
+
+_UNFINISHED = ".part"
+_NAME_LENGTH = 60
+
+
+@implementer(ISpool)
+class Spool:
+    """The folder of larger results.
+
+    Args:
+        folder: where the files are, in the state folder; made where it is missing.
+        reactor: its thread pool does all work on files.
+        inline: results of up to so many bytes are not written to a file.
+
+    Raises:
+        StateError: the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: Path, reactor: IReactor, inline: int = INLINE) -> None:
+        self._folder = folder
+        self._reactor = reactor
+        self._inline = inline
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.stat()
+        except OSError as error:
+            raise _unusable(folder, error) from None
+        self._rubbish = Batches[Path | FileIO](reactor, _dispose, "deleting results")
+
+    def sweep(self, referred: Iterable[str]) -> int:
+        """Delete what a crash left behind; blocks, so do it before anything arrives.
+
+        Args:
+            referred: the files that the journal refers to (``Recovery.spooled``).
+
+        Returns:
+            How many files were deleted.
+
+        Raises:
+            StateError: the folder cannot be read.
+        """
+        known = set(referred)
+        try:
+            rubbish = [
+                Path(entry.path)
+                for entry in os.scandir(self._folder)
+                if f"{self._folder.name}/{entry.name}" not in known
+                and not entry.is_dir(follow_symlinks=False)  # not ours
+            ]
+            _dispose(rubbish)
+        except OSError as error:
+            raise _unusable(self._folder, error) from None
+        return len(rubbish)
+
+    def upload(self, ticket: int) -> Upload:
+        """See ``ISpool.upload``."""
+        return Upload(self._folder, ticket, self._reactor, self._inline, self._rubbish)
+
+    def path(self, result: StoredResult) -> Path | None:
+        """See ``ISpool.path``."""
+        return None if result.spool is None else self._folder.parent / result.spool
+
+    def discard(self, results: Sequence[StoredResult]) -> None:
+        """See ``ISpool.discard``."""
+        for result in results:
+            path = self.path(result)
+            if path is not None:
+                self._rubbish.add(path)
+
+    def probe(self) -> Deferred[str]:
+        """See ``ISpool.probe``; less free space than ``problems.RESERVE`` is no room."""
+        pool = self._reactor.getThreadPool()
+        tried = deferToThreadPool(self._reactor, pool, try_disk, self._folder)
+        return tried.addCallback(
+            lambda error: "" if error is None else f"{self._folder}: {error.strerror}"
+        )
+
+    def close(self) -> Deferred[None]:
+        """Fires when all deletions are done."""
+        return self._rubbish.idle()
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """One result of an upload."""
+
+    name: str
+    #: What has arrived, while it is small; None: it is in the file.
+    data: bytearray | None = field(default_factory=bytearray)
+    size: int = 0
+    #: Its final name, once it has outgrown memory; None before.
+    path: Path | None = None
+
+    @property
+    def unfinished(self) -> Path:
+        """Its name until it is whole."""
+        assert self.path is not None
+        return self.path.with_name(self.path.name + _UNFINISHED)
+
+
+@implementer(IUpload)
+class Upload:
+    """The results of one ticket while they arrive. One thread works on it at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        ticket: int,
+        reactor: IReactor,
+        inline: int,
+        rubbish: Batches[Path | FileIO],
+    ) -> None:
+        self._folder = folder
+        self._ticket = ticket
+        self._reactor = reactor
+        self._inline = inline
+        self._rubbish = rubbish
+        self._parts: list[_Part] = []
+        self._backlog: list[tuple[_Part, bytes]] = []
+        self._waiting_bytes = 0
+        self._behind: list[Deferred[None]] = []
+        self._working = False
+        self._error: JournalError | None = None
+        self._finished: Deferred[tuple[StoredResult, ...]] | None = None
+        # Used in threads only, by one at a time:
+        self._file: FileIO | None = None
+        self._file_of: _Part | None = None
+
+    def begin(self, name: str, length: int | None) -> None:
+        """See ``IUpload.begin``; small results need no announced length to stay in memory."""
+        del length
+        self._parts.append(_Part(name))
+
+    def write(self, data: bytes) -> Deferred[None] | None:
+        """See ``IUpload.write``."""
+        if self._error is not None:
+            return None
+        part = self._parts[-1]
+        part.size += len(data)
+        if part.data is not None:
+            part.data += data
+            if part.size <= self._inline:
+                return None
+            data, part.data = bytes(part.data), None
+            name = f"{self._ticket}-{secrets.token_hex(4)}-{_safe(part.name)}"
+            part.path = self._folder / name
+        self._backlog.append((part, data))
+        self._waiting_bytes += len(data)
+        self._go_on()
+        if self._waiting_bytes <= MOST_WAITING:
+            return None
+        behind: Deferred[None] = Deferred()
+        self._behind.append(behind)
+        return behind
+
+    def finish(self) -> Deferred[tuple[StoredResult, ...]]:
+        """See ``IUpload.finish``."""
+        if self._error is not None and not self._working:
+            return fail(self._error)
+        if not self._spooled():
+            return succeed(self._results())
+        self._finished = Deferred()
+        self._go_on()
+        return self._finished
+
+    def abort(self) -> None:
+        """See ``IUpload.abort``."""
+        self._fail(JournalError(f"the upload for ticket {self._ticket} was given up"))
+
+    # --- one piece of work in a thread at a time -----------------------------------------------
+
+    def _go_on(self) -> None:
+        if self._working:
+            return
+        if self._error is not None:
+            self._give_up(self._error)
+        elif self._backlog:
+            batch, self._backlog = self._backlog, []
+            self._in_thread(lambda: self._store(batch)).addCallback(self._stored, batch)
+        elif self._finished is not None:
+            self._in_thread(self._keep).addCallback(self._kept)
+
+    def _in_thread(self, work: Callable[[], None]) -> Deferred[None]:
+        """Run it; then ``_working`` is over, and what it raised has become ``_error``."""
+
+        def over(why: Failure | None) -> None:
+            self._working = False
+            if why is not None:
+                error = why.value
+                words = error.strerror if isinstance(error, OSError) else error
+                self._fail(JournalError(f"{self._folder}: {words}"))
+
+        self._working = True
+        turn = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+        return turn.addBoth(over)
+
+    def _stored(self, _: None, batch: Sequence[tuple[_Part, bytes]]) -> None:
+        self._waiting_bytes -= sum(len(data) for _, data in batch)
+        if self._waiting_bytes <= MOST_WAITING // 2:
+            self._let_on()
+        self._go_on()
+
+    def _kept(self, _: None) -> None:
+        if self._error is not None:
+            self._go_on()
+            return
+        assert self._finished is not None
+        finished, self._finished = self._finished, None
+        finished.callback(self._results())
+
+    def _let_on(self) -> None:
+        behind, self._behind = self._behind, []
+        for waiting in behind:
+            waiting.callback(None)
+
+    def _fail(self, error: JournalError) -> None:
+        if self._error is None:
+            self._error = error
+            self._backlog.clear()
+            self._waiting_bytes = 0
+            self._let_on()
+            self._go_on()
+
+    def _give_up(self, error: JournalError) -> None:
+        """No thread is at work any more: delete what there is, then tell."""
+        if self._file is not None:
+            self._rubbish.add(self._file)
+            self._file = None
+        for part in self._spooled():
+            assert part.path is not None
+            self._rubbish.add(part.unfinished)
+            self._rubbish.add(part.path)
+        self._parts.clear()
+        if self._finished is not None:
+            finished, self._finished = self._finished, None
+            # Who hears that there is no room finds what was used given back.
+            self._rubbish.idle().addCallback(lambda _: finished.errback(error))
+
+    def _spooled(self) -> list[_Part]:
+        return [part for part in self._parts if part.path is not None]
+
+    def _results(self) -> tuple[StoredResult, ...]:
+        return tuple(
+            StoredResult(part.name, part.size, bytes(part.data), None)
+            if part.data is not None
+            else StoredResult(part.name, part.size, None, self._referred(part))
+            for part in self._parts
+        )
+
+    def _referred(self, part: _Part) -> str:
+        assert part.path is not None
+        return f"{self._folder.name}/{part.path.name}"
+
+    # --- in a thread ----------------------------------------------------------------------------
+
+    def _store(self, batch: Sequence[tuple[_Part, bytes]]) -> None:
+        for part, data in batch:
+            if part is not self._file_of:
+                self._seal()
+                # Unbuffered: nothing is left to be written, and to fail, when it is closed.
+                self._file = FileIO(part.unfinished, "xb")
+                self._file_of = part
+            assert self._file is not None
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+
+    def _seal(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            with file:
+                os.fsync(file.fileno())
+
+    def _keep(self) -> None:
+        self._seal()
+        for part in self._spooled():
+            assert part.path is not None
+            part.unfinished.rename(part.path)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _safe(name: str) -> str:
+    """A result's name as part of a file's name: never trusted, never special."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name)[:_NAME_LENGTH]
+
+
+def _dispose(rubbish: Sequence[Path | FileIO]) -> None:
+    for one in rubbish:
+        if isinstance(one, FileIO):
+            one.close()
+        else:
+            one.unlink(missing_ok=True)
+
+
+def _unusable(folder: Path, error: OSError) -> StateError:
+    return StateError(
+        f"{folder}: cannot be used for results: {error.strerror}; repair it, or name another "
+        "place with state = in [job]"
+    )

@@ -1,0 +1,148 @@
+"""The parameter table in the database: loaded once, and changed when the user changed it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+from pexecd.store.schema import SEPARATOR
+from pexecd.store.writing import transaction
+
+#: A line: its cells, and what the task is (16 bytes; None: not known).
+Line: TypeAlias = tuple[Sequence[str], bytes | None]
+
+#: Rows of one transaction while a table is loaded: bounds memory and write-ahead log.
+_LOADED_AT_ONCE = 20_000
+
+_COMPARE = """
+-- Two tasks are the same when their digests are, and when as many equal ones come before them.
+-- Tasks that are no longer in the table have negative numbers. Those that left last have the
+-- lowest, and stand in the table's order: so equal ones keep their places among each other.
+CREATE TEMP TABLE known (digest BLOB, nth INTEGER, number INTEGER, PRIMARY KEY (digest, nth))
+    WITHOUT ROWID;
+INSERT INTO known
+    SELECT digest, row_number() OVER (PARTITION BY digest ORDER BY number < 0, number), number
+    FROM tasks WHERE digest IS NOT NULL;
+CREATE TEMP TABLE moved (was INTEGER PRIMARY KEY, now INTEGER NOT NULL);
+INSERT INTO moved SELECT known.number, coming.number FROM known JOIN
+    (SELECT number, digest, row_number() OVER (PARTITION BY digest ORDER BY number) AS nth
+    FROM coming WHERE digest IS NOT NULL) AS coming USING (digest, nth) ORDER BY known.number;
+CREATE TEMP TABLE retired AS SELECT number FROM tasks
+    WHERE number > 0 AND number NOT IN (SELECT was FROM moved) ORDER BY number
+"""
+
+_REPLACE = """
+DELETE FROM tasks WHERE number IN (SELECT was FROM moved);
+INSERT INTO moved SELECT number, (SELECT min(0, ifnull(min(number), 0)) FROM tasks)
+    - (SELECT count(*) FROM retired) - 1 + retired.rowid FROM retired;
+UPDATE tasks SET number = (SELECT now FROM moved WHERE was = number) WHERE number > 0;
+INSERT INTO tasks SELECT number, cells, digest FROM coming ORDER BY number;
+DELETE FROM moved WHERE was = now;
+UPDATE tickets SET task = (SELECT now FROM moved WHERE was = task)
+    WHERE task IN (SELECT was FROM moved)
+"""
+
+#: What the collect function was given must not be given to it again: its calls cannot be made
+#: anew as a file can. Its rule is the order alone; see ``Collected``.
+_CALLS = """
+CREATE TEMP TABLE calls AS
+    SELECT id, task FROM collected_tasks JOIN collected USING (id) WHERE rule = 'completion'
+    UNION ALL
+    SELECT id, task FROM collected JOIN settled ON task BETWEEN 1 AND upto AND ticket IS NOT NULL
+    WHERE rule = 'parameters'
+        AND (id, task) NOT IN (SELECT id, task FROM collected_tasks)
+"""
+
+_RESTORE_CALLS = """
+UPDATE calls SET task = (SELECT now FROM moved WHERE was = task)
+    WHERE task IN (SELECT was FROM moved);
+DELETE FROM calls WHERE task < 0;
+CREATE UNIQUE INDEX temp.each_call ON calls (id, task);
+DELETE FROM collected_tasks;
+DELETE FROM collected WHERE rule NOT IN ('completion', 'parameters');
+INSERT INTO collected_tasks SELECT id, task FROM calls
+    WHERE id IN (SELECT id FROM collected WHERE rule = 'completion');
+UPDATE collected SET upto = ifnull((SELECT max(task) FROM calls WHERE calls.id = collected.id), 0)
+    WHERE rule = 'parameters';
+INSERT INTO collected_tasks SELECT id, number FROM collected JOIN tasks
+    ON number BETWEEN 1 AND upto
+    WHERE rule = 'parameters' AND (id, number) NOT IN (SELECT id, task FROM calls)
+"""
+
+#: Numbers on their way pass far above all others, for two tasks may change places.
+_RENUMBER = """
+UPDATE {0} SET task = (SELECT now FROM moved WHERE was = task) + (1 << 40)
+    WHERE task IN (SELECT was FROM moved);
+UPDATE {0} SET task = task - (1 << 40) WHERE task > (1 << 39)
+"""
+#: Tables with a row for some of the tasks.
+_BY_TASK = ("settled", "reopened", "not_collected")
+
+_TEMPORARY = ("coming", "known", "moved", "retired", "calls")
+
+
+@dataclass(frozen=True, slots=True)
+class Remapped:
+    """What became of the tasks when the table was changed."""
+
+    #: In the new table, and known before: with all that they had.
+    kept: int
+    #: In the new table only.
+    new: int
+    #: No longer in the table; they are remembered.
+    retired: int
+
+
+def load_table(connection: sqlite3.Connection, table: Iterable[Line]) -> None:
+    """Write the table into an empty database, in pieces: a crash leaves it incomplete."""
+    rows = _rows(table)
+    connection.execute("DELETE FROM tasks")
+    while chunk := list(islice(rows, _LOADED_AT_ONCE)):
+        with transaction(connection):
+            connection.executemany("INSERT INTO tasks VALUES (?, ?, ?)", chunk)
+
+
+def remap_table(connection: sqlite3.Connection, table: Iterable[Line]) -> Remapped:
+    """Put another table in the place of the one that is there; see ``Journal.remap``.
+
+    The caller began the transaction.
+    """
+    _drop(connection)
+    connection.execute(
+        "CREATE TEMP TABLE coming (number INTEGER PRIMARY KEY, cells TEXT, digest BLOB)"
+    )
+    connection.executemany("INSERT INTO coming VALUES (?, ?, ?)", _rows(table))
+    _run(connection, _COMPARE)
+    total, kept, retired = (_count(connection, name) for name in ("coming", "moved", "retired"))
+    _run(connection, _CALLS)
+    _run(connection, _REPLACE)
+    for name in _BY_TASK:
+        _run(connection, _RENUMBER.format(name))
+    _run(connection, _RESTORE_CALLS)
+    _drop(connection)
+    return Remapped(kept, total - kept, retired)
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    # Not executescript: that would commit what was begun.
+    for statement in script.split(";"):
+        connection.execute(statement)
+
+
+def _drop(connection: sqlite3.Connection) -> None:
+    for name in _TEMPORARY:
+        connection.execute(f"DROP TABLE IF EXISTS temp.{name}")
+
+
+def _rows(table: Iterable[Line]) -> Iterator[tuple[int, str, bytes | None]]:
+    return (
+        (number, SEPARATOR.join(cells), digest) for number, (cells, digest) in enumerate(table, 1)
+    )
+
+
+def _count(connection: sqlite3.Connection, name: str) -> int:
+    (count,) = connection.execute(f"SELECT count(*) FROM temp.{name}").fetchone()  # noqa: S608
+    return int(count)

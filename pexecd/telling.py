@@ -1,0 +1,165 @@
+"""From a number of a task to the message that a client is told: read, fill in, put into words."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from pexecd.errors import PexecdError
+from pexecd.jobs.render import Renderer
+from pexecd.jobs.values import Job, Rendered
+from pexecd.ports import IJournal, TaskRow
+from pexecd.protocol.wire import InputFile, ResultFile, TaskMessage, holds_closing_line
+
+#: What the wire says for "no limit" (SPEC section 2).
+NO_LIMIT = 31_536_000
+
+
+class UntellableError(PexecdError):
+    """A task cannot be put into words for a client.
+
+    Attributes:
+        demanding: True when a client that announced itself could be told.
+    """
+
+    def __init__(self, reason: str, demanding: bool) -> None:
+        super().__init__(reason)
+        self.demanding = demanding
+
+
+class TableFeed:
+    """Reads the parameter table from the journal ahead of those who ask."""
+
+    #: Lines read at once.
+    CHUNK = 256
+    #: Chunks kept: the tasks of a retry or of a copy are mostly in one of them.
+    KEPT = 16
+
+    def __init__(self, journal: IJournal) -> None:
+        self._journal = journal
+        self._chunks: dict[int, list[TaskRow]] = {}
+        self._waiting: dict[int, list[tuple[int, Deferred[TaskRow]]]] = {}
+
+    def row(self, task: int) -> Deferred[TaskRow]:
+        """The line of a task; fails with ``JournalError`` when it cannot be read."""
+        index, place = divmod(task - 1, self.CHUNK)
+        if place == self.CHUNK // 2 and index + 1 not in self._chunks:
+            self._read(index + 1)
+        chunk = self._chunks.get(index)
+        if chunk is not None:
+            return succeed(chunk[place])
+        mine: Deferred[TaskRow] = Deferred()
+        self._read(index, (place, mine))
+        return mine
+
+    def _read(self, index: int, *waiter: tuple[int, Deferred[TaskRow]]) -> None:
+        """Read a chunk, once for all who wait for it."""
+        if index in self._waiting:
+            self._waiting[index] += waiter
+            return
+        self._waiting[index] = list(waiter)
+
+        def arrived(rows: list[TaskRow]) -> None:
+            if rows:
+                while len(self._chunks) >= self.KEPT:
+                    del self._chunks[next(iter(self._chunks))]
+                self._chunks[index] = rows
+            for place, one in self._waiting.pop(index):
+                one.callback(rows[place])
+
+        def lost(why: Failure) -> None:
+            for _, one in self._waiting.pop(index):
+                one.errback(why)
+
+        self._journal.rows(index * self.CHUNK + 1, self.CHUNK).addCallbacks(arrived, lost)
+
+
+class Teller:
+    """Puts tasks of a job into words.
+
+    Args:
+        job: the job.
+        renderer: fills in its patterns.
+        in_thread: runs a blocking function elsewhere, for input files of unknown size.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        renderer: Renderer,
+        in_thread: Callable[[Callable[[], bool]], Deferred[bool]],
+    ) -> None:
+        self._renderer = renderer
+        self._in_thread = in_thread
+        self._env = tuple(job.env.items())
+        self._timeout = math.ceil(job.timeout) or NO_LIMIT
+        self._results = tuple(ResultFile(rule.name, rule.source) for rule in job.results)
+
+    def command(self, row: TaskRow) -> str:
+        """The command line of a task, as people see it."""
+        return shlex.join(self._renderer.render(row.cells).arguments)
+
+    async def message(self, row: TaskRow, ticket: int, speaks: bool) -> TaskMessage:
+        """The message for one client.
+
+        Raises:
+            UntellableError: it cannot be told: never (an input file is gone), or not to a
+                client that did not announce itself.
+        """
+        rendered = self._renderer.render(row.cells)
+        inputs = tuple(
+            InputFile(name, content if isinstance(content, bytes) else content.path)
+            for name, content in rendered.inputs
+        )
+        for one in inputs:
+            await self._check(one, speaks)
+        return TaskMessage(
+            ticket=ticket,
+            timeout=self._timeout,
+            command_line=shlex.join(self._words(rendered, speaks)),
+            inputs=inputs,
+            results=self._results,
+            task=row.number,
+            environment=tuple(rendered.environment.items()),
+        )
+
+    def _words(self, rendered: Rendered, speaks: bool) -> Sequence[str]:
+        if speaks or not (self._env or rendered.environment):
+            return rendered.arguments
+        variables = (*self._env, *rendered.environment.items())
+        return ["env", *(f"{name}={value}" for name, value in variables), *rendered.arguments]
+
+    async def _check(self, one: InputFile, speaks: bool) -> None:
+        if isinstance(one.content, bytes):
+            if not speaks and holds_closing_line(one.content):
+                raise UntellableError(_AMBIGUOUS.format(one.file), demanding=True)
+            return
+        path = one.content
+        try:
+            if not speaks and await self._in_thread(lambda: _file_holds_closing_line(path)):
+                raise UntellableError(_AMBIGUOUS.format(one.file), demanding=True)
+            path.stat()
+        except OSError as error:
+            raise UntellableError(
+                f"input {one.file}: {path} cannot be read: {error.strerror}", demanding=False
+            ) from None
+
+
+_AMBIGUOUS = "input {} holds the line that ends it, which only newer clients can be told"
+
+
+def _file_holds_closing_line(path: Path) -> bool:
+    """Look for the closing line in a file of any size; blocks."""
+    overlap = 64
+    with path.open("rb") as file:
+        tail = b"\n"
+        while chunk := file.read(1 << 20):
+            if holds_closing_line(tail + chunk):
+                return True
+            tail = chunk[-overlap:]
+    return False

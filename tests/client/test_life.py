@@ -1,0 +1,554 @@
+"""A client's beginning and end, and what it survives: cuts, kills, others beside it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.client.conftest import CLIENT, Hosts
+from tests.client.master import SESSION, Master, Task
+from tests.client.test_work import WORKER, until
+
+SLEEPS = "sleep 1000"
+
+
+def running(hosts: Hosts, words: str = SLEEPS) -> int:
+    return sum(line.startswith(words) for line in hosts.processes().values())
+
+
+# --- the beginning ---------------------------------------------------------------------------
+
+
+def test_positional_arguments_as_in_the_founding_document(hosts: Hosts, master: Master) -> None:
+    master.worker = WORKER
+    master.config["Worker"] = "ising"
+    checksum = hashlib.md5(WORKER).hexdigest()
+    master.add(Task(10000, "ising 1"))
+    arguments = [SESSION, "bin/ising", checksum, "localhost", str(master.port)]
+    call = subprocess.run(
+        [hosts.python, str(CLIENT), "--dir", str(hosts.dir), "--slots", "1", *arguments],
+        env=hosts.environment(),
+        timeout=30,
+    )
+    assert call.returncode == 0
+    assert "says 1" in master.text(10000)
+    assert "host" not in master.requests[0][1]
+
+
+def test_a_worker_that_is_there_already_is_not_fetched(hosts: Hosts, master: Master) -> None:
+    there = hosts.home / "ising"
+    there.write_bytes(WORKER)
+    checksum = hashlib.md5(WORKER).hexdigest()
+    master.add(Task(10000, "ising 1"))
+
+    assert hosts.run(Command=str(there), MD5=checksum) == 0
+
+    assert "says 1" in master.text(10000)
+    assert master.count("/worker") == 0
+    assert there.exists()
+
+
+def test_background_says_when_the_client_is_ready(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, "cat", inputs={"stdin": b"x"}))
+    master.more = True
+
+    assert hosts.run("--background") == 0
+
+    assert master.count("/config") == 1
+    master.wait(lambda: 10000 in master.completed)
+    clients = [line for line in hosts.processes().values() if "pexec_client" in line]
+    assert len(clients) == 1
+    assert SESSION not in "".join(hosts.processes().values())
+    (place,) = hosts.places()
+    assert (place / "log").exists()
+    with master.changed:
+        master.more = False
+    assert hosts.gone()
+    assert not hosts.dir.exists()
+
+
+def test_the_session_id_is_in_no_log_and_no_name(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, f"false {SESSION}"), Task(10001, f"/{SESSION}"), Task(10002, SLEEPS))
+    client = hosts.start()
+    until(lambda: running(hosts))
+    names = [str(path) for path in hosts.dir.rglob("*")]
+    client.send_signal(signal.SIGTERM)
+    client.wait(10)
+
+    assert names
+    assert not [name for name in names if SESSION in name]
+    assert "***" in hosts.log()
+    assert SESSION not in hosts.log()
+
+
+def test_exit_codes_at_the_beginning(hosts: Hosts, master: Master) -> None:
+    checksum = hashlib.sha256(CLIENT.read_bytes()).hexdigest()
+    background = "--background"
+    assert hosts.run(background, "--verify", "0" * 64) == 61
+    assert hosts.run("--verify", checksum, Session="another") == 66
+    assert hosts.run(background, Session="another") == 66
+    assert hosts.run(background, Server="http://127.0.0.1:1", StartLimit="0.3") == 64
+    assert "127.0.0.1:1 " in hosts.log()
+    assert "refused" in hosts.log()
+    assert hosts.run(background, Server="http://no-such-host.invalid:80", StartLimit="0.3") == 64
+    master.answers["/config"] = [(404, None)]
+    assert hosts.run(background) == 64
+    master.answers["/config"] = [(415, None)]
+    assert hosts.run(background) == 67
+    master.answers["/config"] = [(503, "0"), (500, None)]
+    assert hosts.run() == 0
+    assert hosts.run(Colour="green") == 2
+    assert hosts.run(Server="ftp://127.0.0.1:1") == 2
+    assert not hosts.dir.exists()
+    assert hosts.gone()
+
+
+def test_an_old_python_is_told_so() -> None:
+    # what runs before the check must be readable for Pythons that are older
+    text = CLIENT.read_text()
+    head = text[: text.index("import argparse")]
+    code = head.replace("if sys.version_info < (3, 6)", "if sys.version_info < (9, 0)")
+    call = subprocess.run(["python3", "-c", code], capture_output=True, text=True)
+    assert call.returncode == 62
+    assert "3.6" in call.stderr
+    assert not [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.JoinedStr)]
+    assert text.isascii()
+
+
+def test_unusable_folders_are_named(hosts: Hosts, master: Master, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    for folder, reason in [
+        (str(file), "File exists"),
+        (str(file / "below"), "Not a directory"),
+        (str(open_to_all), "others can write"),
+        ("/proc/pexecd", "No such file"),
+    ]:
+        assert hosts.run("--background", Dir=folder) == 63, folder
+        assert reason in hosts.log()
+    if os.geteuid() == 0:
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        os.chown(foreign, 12345, 12345)
+        assert hosts.run(Dir=str(foreign)) == 63
+        assert "belongs to user 12345" in hosts.log()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [("noexec", "Permission denied"), ("size=4k", "No space left")]
+)
+def test_mounts_that_cannot_be_used(
+    hosts: Hosts, master: Master, tmp_path: Path, options: str, reason: str
+) -> None:
+    master.worker = WORKER
+    folder = tmp_path / "mounted"
+    folder.mkdir(0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        folder.chmod(0o700)
+        assert hosts.run("--background", Dir=str(folder)) == 63
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    assert reason in hosts.log()
+    assert hosts.gone()
+
+
+def test_one_client_for_each_host_and_session(hosts: Hosts, master: Master) -> None:
+    master.more = True
+    first = hosts.start()
+    master.wait(lambda: master.count("/task"))
+
+    assert hosts.run("--background") == 65
+
+    first.kill()
+    first.wait()
+    with master.changed:
+        master.more = False
+    assert hosts.run() == 0  # the lock died with the process
+
+
+# --- the server goes, refuses, stumbles --------------------------------------------------------
+
+
+def test_403_stops_the_workers(hosts: Hosts, master: Master) -> None:
+    master.config["Ping"] = "0.1"
+    master.add(Task(10000, SLEEPS))
+    client = hosts.start()
+    until(lambda: running(hosts))
+    master.answers["/ping"] = [(403, None)]
+
+    assert client.wait(10) == 66
+    assert hosts.gone()
+    assert not hosts.dir.exists()
+
+
+def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, "/bin/sh -c 'until test -e go; do sleep 0.02; done; echo here'"))
+    client = hosts.start(Slots="2")
+    until(lambda: list(hosts.dir.glob("sweep-*/h*/*.err")))
+    master.stop()
+    (errors,) = hosts.dir.glob("sweep-*/h*/*.err")
+    errors.with_suffix("").joinpath("go").touch()
+    until(lambda: errors.with_suffix(".json").exists())
+    assert client.poll() is None
+    master.add(Task(10001, "echo more"))
+    master.start()
+
+    assert client.wait(20) == 0
+    assert master.text(10000) == "here\n"
+    assert master.text(10001) == "more\n"
+
+
+def test_uploads_are_repeated_until_confirmed(hosts: Hosts, master: Master) -> None:
+    master.answers["/complete"] = [(503, "0"), (503, None), (500, None)]
+    master.answers["/task"] = [(503, "0"), (502, None)]
+    master.add(Task(10000, "echo a"), Task(10001, "echo b"))
+
+    assert hosts.run() == 0
+
+    assert master.text(10000) == "a\n"
+    assert master.text(10001) == "b\n"
+    assert master.count("/complete") == 5
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 413])
+def test_a_final_answer_drops_the_ticket(hosts: Hosts, master: Master, status: int) -> None:
+    master.answers["/complete"] = [(status, None)]
+    master.add(Task(10000, "head -c 3000000 /dev/zero"), Task(10001, "echo b"))
+    client = hosts.start()
+    master.wait(lambda: 10001 in master.completed)
+    with master.changed:
+        master.live.clear()
+
+    assert client.wait(10) == 0
+    assert f"ticket 10000: the server does not take it: status {status}" in hosts.log()
+    assert master.count("/complete") == 2
+
+
+def test_patience_ends_and_the_next_client_posts(hosts: Hosts, master: Master) -> None:
+    master.config["Patience"] = "1"
+    master.worker = b"#!/bin/sh\nuntil test -e go; do sleep 0.02; done; echo kept\n"
+    master.add(Task(10000, "worker"), Task(10001, SLEEPS))
+    client = hosts.start(Slots="2")
+    until(lambda: len(list(hosts.dir.glob("sweep-*/h*/*.err"))) == 2)
+    master.stop()
+    for errors in hosts.dir.glob("sweep-*/h*/*.err"):
+        errors.with_suffix("").joinpath("go").touch()
+
+    assert client.wait(15) == 64
+    assert hosts.gone()
+    (place,) = hosts.places()
+    kept = sorted(path.suffix for path in place.iterdir())
+    assert kept == ["", ".err", ".json", ".out"]
+
+    with master.changed:
+        master.live.clear()
+    master.start()
+    assert hosts.run() == 0
+    assert master.text(10000) == "kept\n"
+    assert sorted(master.completed) == [10000]
+    assert not hosts.dir.exists()
+
+
+# --- kill -9 -----------------------------------------------------------------------------------
+
+
+def test_killed_clients_take_their_workers_along(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, f"/bin/sh -c '{SLEEPS} & {SLEEPS}'"), Task(10001, SLEEPS))
+    # one that is in no process group the client knows of
+    master.add(Task(10002, f"/bin/sh -c 'setsid {SLEEPS} & {SLEEPS}'"))
+    client = hosts.start(Slots="3")
+    until(lambda: running(hosts) == 5)
+
+    client.kill()
+
+    assert hosts.gone()
+
+
+def test_the_next_client_ends_workers_and_sweeps(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, f"/bin/sh -c '{SLEEPS} & {SLEEPS}'"))
+    client = hosts.start()
+    until(lambda: running(hosts) == 2)
+    guards = [pid for pid, line in hosts.processes().items() if "pexec-guard" in line]
+    os.kill(guards[0], signal.SIGKILL)  # the worst case: nobody is left to end the workers
+    client.kill()
+    client.wait()
+    assert running(hosts) == 2
+    master.live.clear()
+
+    assert hosts.run() == 0
+
+    assert hosts.gone()
+    assert not hosts.dir.exists()
+
+
+def test_the_sweep_kills_no_stranger(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, SLEEPS))
+    client = hosts.start()
+    until(lambda: running(hosts))
+    (place,) = hosts.places()
+    client.kill()
+    client.wait()
+    assert hosts.gone()
+    # in the same folder, and a worker of another client whose name begins alike
+    variables = {**os.environ, "PEXEC_TICKET": "10000", "PEXEC_FOLDER": f"{place}1/x"}
+    stranger = subprocess.Popen(["sleep", "1001"], env=variables, cwd=place)
+    try:
+        master.live.clear()
+        assert hosts.run() == 0
+        assert stranger.poll() is None
+        assert not hosts.dir.exists()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_the_next_client_posts_what_a_killed_one_had(hosts: Hosts, master: Master) -> None:
+    master.answers["/complete"] = [(503, "60")]
+    master.answers["/failed"] = [(503, "60")]
+    task = Task(10000, "/bin/sh -c 'mkdir d; echo deep > d/f'", results={"r": "d/f"})
+    master.add(task, Task(10001, "/bin/sh -c 'echo why >&2; exit 1'"))
+    client = hosts.start(Slots="2")
+    master.wait(lambda: master.count("/complete") and master.count("/failed"))
+    client.kill()
+    client.wait()
+    with master.changed:
+        master.live.clear()
+
+    assert hosts.run() == 0
+
+    assert master.text(10000, "r") == "deep\n"
+    assert master.failed[10001]["Exit"] == "1"
+    assert master.tails[10001] == b"why\n"
+    assert not hosts.dir.exists()
+
+
+def test_a_refused_session_leaves_nothing_of_earlier_clients(hosts: Hosts, master: Master) -> None:
+    master.answers["/complete"] = [(503, "60"), (403, None)]
+    master.add(Task(10000, "echo a"))
+    client = hosts.start()
+    master.wait(lambda: master.count("/complete"))
+    client.kill()
+    client.wait()
+
+    assert hosts.run() == 66
+
+    assert not hosts.dir.exists()
+
+
+def test_a_result_that_vanishes_before_it_is_sent(hosts: Hosts, master: Master) -> None:
+    master.answers["/complete"] = [(503, "2")]
+    master.add(Task(10000, "echo a"))
+    client = hosts.start()
+    master.wait(lambda: master.count("/complete"))
+    (output,) = hosts.dir.glob("sweep-*/h*/*.out")
+    output.unlink()
+
+    assert client.wait(15) == 0
+
+    assert master.failed[10000]["Kind"] == "missing"
+    assert "gone" in master.failed[10000]["Reason"]
+    assert not master.completed
+
+
+def test_nobody_needs_to_hear_what_it_says(hosts: Hosts, master: Master) -> None:
+    # a client on the master's own computer talks into a pipe, and masters are killed
+    master.add(*(Task(10000 + n, "false") for n in range(3)), Task(10003, "echo a"))
+    command = [hosts.python, str(CLIENT), "--dir", str(hosts.dir), "--from", "-"]
+    pipes = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipes, stdout=pipes, stderr=pipes, env=hosts.environment()
+    ) as client:
+        assert client.stdin
+        assert client.stdout
+        assert client.stderr
+        client.stdout.close()
+        client.stderr.close()
+        client.stdin.write(f"Session={SESSION}\nServer={master.url}\nHost=h1\n".encode())
+        client.stdin.close()
+        assert client.wait(15) == 0
+
+    assert sorted(master.failed) == [10000, 10001, 10002]
+    assert master.text(10003) == "a\n"
+
+
+# --- the worker, and folders that hosts share ----------------------------------------------
+
+
+def test_a_worker_with_the_wrong_checksum_is_fetched_again(hosts: Hosts, master: Master) -> None:
+    master.config["DeleteWorker"] = "No"
+    master.worker = WORKER
+    assert hosts.run() == 0
+    assert hosts.run() == 0
+    assert master.count("/worker") == 1
+    (shared,) = hosts.dir.glob("sweep-*/worker/*/worker")
+    assert shared.read_bytes() == WORKER
+    shared.write_bytes(b"broken")
+    master.add(Task(10000, "worker 1"))
+
+    assert hosts.run() == 0
+
+    assert master.count("/worker") == 2
+    assert shared.read_bytes() == WORKER
+    assert "says 1" in master.text(10000)
+
+
+def test_a_worker_that_arrives_damaged_is_not_run(hosts: Hosts, master: Master) -> None:
+    master.worker = WORKER
+    master.config["SHA256"] = "0" * 64
+    master.config["Worker"] = "worker"
+    master.add(Task(10000, "worker"))
+    client = hosts.start()
+    master.wait(lambda: master.count("/worker") > 1)
+    client.send_signal(signal.SIGTERM)
+    client.wait(10)
+
+    assert not master.given
+    assert "wrong checksum" in hosts.log()
+    assert not hosts.dir.exists()
+
+
+def test_clients_that_share_a_folder_fetch_the_worker_once(hosts: Hosts, master: Master) -> None:
+    master.worker = WORKER
+    master.more = True
+    master.worker_may_go.clear()
+    clients = [hosts.start(Host=f"h{n}") for n in range(3)]
+    master.wait(lambda: master.count("/worker") and master.count("/config") == 3)
+    until(lambda: len(hosts.places()) == 3)
+    (lock,) = hosts.dir.glob("sweep-*/worker/*/.lock")
+    assert lock.read_text().startswith("h")
+    master.worker_may_go.set()
+    master.add(*(Task(10000 + n, "/bin/sh -c 'sleep 0.3; worker'") for n in range(6)))
+    master.wait(lambda: len(master.completed) == 6)
+    with master.changed:
+        master.more = False
+        master.changed.notify_all()
+
+    assert [client.wait(10) for client in clients] == [0, 0, 0]
+    assert master.count("/worker") == 1
+    assert not hosts.dir.exists()
+
+
+def test_a_worker_in_use_is_not_pulled_away(hosts: Hosts, master: Master) -> None:
+    go = hosts.home / "go"
+    master.worker = b"#!/bin/sh\nuntil test -e $1; do sleep 0.02; done\necho ok\n"
+    master.add(Task(10000, f"worker {go}"), Task(10001, f"worker {go}"))
+    stays = hosts.start(Host="h1")
+    until(lambda: list(hosts.dir.glob("sweep-*/h1-*/*.err")))
+    leaves = hosts.start(Host="h2")
+    until(lambda: list(hosts.dir.glob("sweep-*/h2-*/*.err")))
+    (shared,) = hosts.dir.glob("sweep-*/worker/*/worker")
+    assert shared.stat().st_nlink == 3
+    leaves.send_signal(signal.SIGTERM)
+    leaves.wait(10)
+
+    assert shared.stat().st_nlink == 2
+    shared.unlink()
+    master.add(Task(10002, f"worker {go}"))
+    go.touch()
+
+    assert stays.wait(10) == 0
+    assert sorted(master.completed) == [10000, 10002]
+    assert not hosts.dir.exists()
+
+
+def test_an_abandoned_lock_is_broken(hosts: Hosts, master: Master, tmp_path: Path) -> None:
+    master.worker = WORKER
+    master.config["DeleteWorker"] = "No"
+    assert hosts.run() == 0
+    (shared,) = hosts.dir.glob("sweep-*/worker/*/worker")
+    shared.unlink()
+    lock = shared.with_name(".lock")
+    lock.write_text("somebody 1")
+    quick = tmp_path / "client.py"
+    quick.write_text(CLIENT.read_text().replace("LOCK_STALE = 30.0", "LOCK_STALE = 1.0"))
+
+    begun = time.monotonic()
+    assert hosts.run(client=quick) == 0
+
+    assert time.monotonic() - begun > 1
+    assert shared.read_bytes() == WORKER
+    assert not lock.exists()
+
+
+def test_a_lock_that_is_renewed_is_respected(hosts: Hosts, master: Master, tmp_path: Path) -> None:
+    quick = tmp_path / "client.py"
+    text = CLIENT.read_text().replace("LOCK_STALE = 30.0", "LOCK_STALE = 1.0")
+    quick.write_text(text.replace("LOCK_RENEW = 5.0", "LOCK_RENEW = 0.2"))
+    master.worker = WORKER
+    master.more = True
+    master.worker_may_go.clear()
+    first = hosts.start(Host="h1", client=quick)
+    master.wait(lambda: master.count("/worker"))
+    second = hosts.start(Host="h2", client=quick)
+    master.wait(lambda: master.count("/config") == 2)
+    time.sleep(2.5)  # the passing of time is what is tested: more than two stale times
+    assert master.count("/worker") == 1
+    master.worker_may_go.set()
+    master.wait(lambda: master.count("/task") == 2)
+    assert master.count("/worker") == 1
+    with master.changed:
+        master.more = False
+    assert [first.wait(10), second.wait(10)] == [0, 0]
+    assert not hosts.dir.exists()
+
+
+@pytest.mark.parametrize("delete", ["Yes", "No"])
+def test_the_copied_client_deletes_itself(hosts: Hosts, master: Master, delete: str) -> None:
+    master.config["DeleteClient"] = delete
+    master.worker = WORKER
+    folder = hosts.home / ".cache" / "pexecd"
+    folder.mkdir(parents=True, mode=0o700)
+    copy = folder / "pexec_client-0123.py"
+    shutil.copy(CLIENT, copy)
+    lock_folder = Path(f"/tmp/pexec-{os.geteuid()}")
+    locks = set(lock_folder.glob("*"))
+
+    assert hosts.run(client=copy, Dir="~/.cache/pexecd", Copied="Yes") == 0
+
+    assert set(lock_folder.glob("*")) <= locks
+    left = [path for path in hosts.home.rglob("*") if not path.name.startswith("log")]
+    assert left == ([] if delete == "Yes" else [hosts.home / ".cache", folder, copy])
+
+
+def test_a_client_that_was_not_copied_stays(hosts: Hosts, master: Master) -> None:
+    copy = hosts.home / "client.py"
+    shutil.copy(CLIENT, copy)
+    assert hosts.run(client=copy) == 0
+    assert copy.exists()
+
+
+def test_a_name_with_several_addresses(hosts: Hosts, master: Master) -> None:
+    # localhost may be ::1 first, where nobody listens
+    assert hosts.run(Server=f"http://localhost:{master.port}") == 0
+    assert master.requests[0][2]["host"] == f"localhost:{master.port}"
+
+
+def test_an_ipv6_literal(hosts: Hosts) -> None:
+    with socket.socket(socket.AF_INET6) as listener:
+        listener.bind(("::1", 0))
+        listener.listen()
+        listener.settimeout(10)
+        port = listener.getsockname()[1]
+        client = hosts.start(Server=f"http://[::1]:{port}/base")
+        peer, _ = listener.accept()
+        with peer:
+            request = peer.recv(65536).decode()
+            peer.sendall(b"HTTP/1.0 403 No\r\n\r\n")
+        assert client.wait(10) == 66
+    assert request.startswith("GET /base/config?sessionID=")
+    assert f"\r\nHost: [::1]:{port}\r\n" in request

@@ -1,0 +1,101 @@
+"""The client's own reader and writer against the wire examples that the master passes too."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.conftest import load_client
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+INDEX: dict[str, list[dict[str, Any]]] = json.loads((VECTORS / "index.json").read_text())
+
+
+client = load_client()
+
+
+class Kept(io.BytesIO):
+    """Can be read after it was closed."""
+
+    content = b""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.content = self.getvalue()
+        super().close()
+
+
+def name(vector: dict[str, Any]) -> str:
+    return str(vector["file"])
+
+
+def canonical(group: str) -> list[dict[str, Any]]:
+    return [vector for vector in INDEX[group] if vector.get("canonical")]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+@pytest.mark.parametrize("vector", INDEX["tasks"], ids=name)
+def test_tasks(vector: dict[str, Any], step: int) -> None:
+    reader = client.TaskReader(Kept)
+    data = (VECTORS / vector["file"]).read_bytes()
+    for at in range(0, len(data), step):
+        reader.feed(data[at : at + step])
+    if vector.get("verdict"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            reader.finish()
+        return
+    task = reader.finish()
+    value = vector["value"]
+    assert task.ticket == str(value["ticket"])
+    assert int(task.number or 0) == value["task"]
+    assert task.timeout == value["timeout"]
+    assert task.command == value["command_line"].encode()
+    assert [[key.decode(), text.decode()] for key, text in task.environment] == [
+        list(pair) for pair in value["environment"]
+    ]
+    assert [(file.decode(), content.content) for file, content in task.inputs] == [
+        (each["file"], base64.b64decode(each["content"])) for each in value["inputs"]
+    ]
+    assert [(key.decode(), file.decode()) for key, file in task.results] == [
+        (each["name"], each["file"]) for each in value["results"]
+    ]
+
+
+@pytest.mark.parametrize("vector", canonical("uploads"), ids=name)
+def test_uploads(vector: dict[str, Any], tmp_path: Path) -> None:
+    record = client.Record(str(tmp_path), "x", {"ticket": "10000", "results": []})
+    (tmp_path / "x").mkdir()
+    for number, each in enumerate(vector["value"]):
+        (tmp_path / "x" / str(number)).write_bytes(base64.b64decode(each["content"]))
+        record.data["results"].append([each["name"], str(number)])
+    body = record.results_body()
+    data = b"".join(iter(body.read, b""))
+    assert data == (VECTORS / vector["file"]).read_bytes()
+    assert body.length == len(data)
+
+
+@pytest.mark.parametrize("vector", canonical("failures"), ids=name)
+def test_failures(vector: dict[str, Any]) -> None:
+    wanted = (VECTORS / vector["file"]).read_bytes()
+    value = vector["value"]
+    failure = [("Kind", wanted.split(b"\n")[0].partition(b"=")[2].decode())]
+    failure.append(("Reason", value["reason"]))
+    if value["exit_status"] >= 0:
+        failure.append(("Exit", value["exit_status"]))
+    if value["signal"]:
+        failure.append(("Signal", value["signal"]))
+    if value["seconds"] is not None:
+        failure.append(("Seconds", value["seconds"]))
+    tail = base64.b64decode(value["stderr"]) if b"\nLength=" in wanted else None
+    assert b"".join(iter(client.failure_body(failure, tail).read, b"")) == wanted
+
+
+@pytest.mark.parametrize("vector", INDEX["config"], ids=name)
+def test_config(vector: dict[str, Any]) -> None:
+    data = (VECTORS / vector["file"]).read_bytes()
+    assert [list(pair) for pair in client.read_pairs(data)] == vector["value"]

@@ -1,0 +1,1 @@
+"""The core in a simulated world: see ``history.py``."""

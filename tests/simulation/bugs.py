@@ -1,0 +1,218 @@
+"""Mistakes that somebody could make in core or master; the simulation must notice each.
+
+Each is planted into one history at a time, in every process of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pexecd.core.effects import Discard, Effect, Refuse, Replayed, TicketEnded, TicketGiven
+from pexecd.core.ledger import COSTLY
+from pexecd.core.session import Session
+from pexecd.core.state import Ask, Ticket, Work
+from pexecd.core.values import End, Failure
+from pexecd.ports import JournalRecord
+from tests.simulation.disk import Committed, Writer
+from tests.simulation.master import Answer, Master
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A master, a core, or both, of which one is wrong."""
+
+    master_class: type[Master] = Master
+    session_class: type[Session] = Session
+
+
+# --- in the core -----------------------------------------------------------------------------
+
+
+class TicketNumberNotRestored(Session):
+    """After a restart numbers go on behind the live tickets, not behind all that were given."""
+
+    def replay(self, records: Iterable[Replayed]) -> None:
+        known = list(records)
+        ended = {record.ticket for record in known if isinstance(record, TicketEnded)}
+        super().replay(
+            record
+            for record in known
+            if not isinstance(record, TicketGiven) or record.ticket not in ended
+        )
+
+
+class LossCountsAsAttempt(Session):
+    """A client that dies uses up an attempt of its tasks."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+
+        def charge(work: Work, end: End, count: int) -> None:
+            work.attempts += count * (end in COSTLY or end is End.LOST)
+            work.losses += count * (end is End.LOST)
+
+        self._ledger._charge = charge  # type: ignore[method-assign]
+
+
+class LateResultIgnored(Session):
+    """A result whose ticket is over is thrown away, though its task has none."""
+
+    def wanted(self, ticket: int) -> bool:
+        return super().wanted(ticket) and ticket in self._progress.tickets
+
+
+class DoneTwice(Session):
+    """A task that is done takes another result."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._ledger.is_done = lambda task: False  # type: ignore[method-assign]
+
+
+class DeadlinesLostAtRestart(Session):
+    """After a restart nobody looks at tickets that were given before."""
+
+    def resume(self, *args: Any, **keys: Any) -> list[Effect]:
+        effects = super().resume(*args, **keys)
+        for ticket in self._progress.tickets.values():
+            self._deadlines.drop(ticket)
+        return effects
+
+
+class ForgottenWhenUndelivered(Session):
+    """A task whose answer did not reach its client is not given to anybody else."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        progress = self._progress
+
+        def undelivered(number: int) -> None:
+            ticket = progress.tickets.get(number)
+            if ticket is not None:
+                progress._end(ticket, Failure("its client did not get it", End.CANCELLED))
+
+        progress.undelivered = undelivered  # type: ignore[method-assign]
+
+
+class ForgottenWhenDoubtful(Session):
+    """A ticket that is silent for too long is not watched any more, and that is all."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+
+        def doubt(ticket: Ticket) -> None:
+            ticket.heard = self._context.at
+
+        self._progress._doubt = doubt  # type: ignore[method-assign]
+
+
+class NotJudgedAfterRestart(Session):
+    """Results that waited for their verdict when the master died wait for ever."""
+
+    def resume(self, at: float, kept: Iterable[int] = (), **keys: Any) -> list[Effect]:
+        return super().resume(at, **keys)
+
+
+class AttemptsForgottenAtRestart(Session):
+    """A restart gives every task all its attempts back."""
+
+    def replay(self, records: Iterable[Replayed]) -> None:
+        super().replay(records)
+        for work in self._ledger.works.values():
+            work.attempts = 0
+
+
+class AnsweredTwice(Session):
+    """A request that was held for long enough still waits for a task."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+
+        def due(ask: Ask) -> None:
+            self._context.effects.append(Refuse(ask.number, 1))
+
+        self._asks.due = due  # type: ignore[method-assign]
+
+
+class RepeatDiscardsResult(Session):
+    """The accepted result is deleted when its client posts it again."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+
+        def discard(number: int) -> None:
+            if self._ledger.known(number):
+                self._context.effects.append(Discard(number))
+
+        self._progress._discard_unwanted = discard  # type: ignore[method-assign]
+
+    def wanted(self, ticket: int) -> bool:
+        return self.known(ticket)
+
+
+# --- in the master -----------------------------------------------------------------------------
+
+
+class _HastyWriter(Writer):
+    def append(self, records: Sequence[JournalRecord], committed: Committed) -> None:
+        committed()
+        super().append(records, lambda: None)
+
+
+class DeedsBeforeCommit(Master):
+    """Clients hear of a ticket before it is on disk."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._journal = _HastyWriter(self._world, self._disk, self._audit, self._stalled)
+
+
+class UselessResultConfirmedAtOnce(Master):
+    """200 for a result of no use does not wait for what made it so."""
+
+    def unwanted(self, ticket: int, answer: Answer) -> None:
+        if not self.closed:
+            self._audit.confirms(ticket)
+            answer(200, None)
+
+
+class ResultApartFromItsRecords(Master):
+    """A result and what follows from it are two transactions."""
+
+    def _carry_out(
+        self,
+        effects: Sequence[Effect],
+        first: Sequence[JournalRecord] = (),
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        if not first:
+            super()._carry_out(effects, (), then)
+            return
+        self._journal.append(first, lambda: None)
+        self._world.later(0.5, super()._carry_out, effects, (), then)
+
+
+BUGS = {
+    **{
+        bug.__name__: Bug(session_class=bug)
+        for bug in (
+            TicketNumberNotRestored,
+            LossCountsAsAttempt,
+            LateResultIgnored,
+            DoneTwice,
+            DeadlinesLostAtRestart,
+            ForgottenWhenUndelivered,
+            ForgottenWhenDoubtful,
+            NotJudgedAfterRestart,
+            AttemptsForgottenAtRestart,
+            AnsweredTwice,
+            RepeatDiscardsResult,
+        )
+    },
+    **{
+        bug.__name__: Bug(master_class=bug)
+        for bug in (DeedsBeforeCommit, UselessResultConfirmedAtOnce, ResultApartFromItsRecords)
+    },
+}

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs what the system tests need and the machine lacks, from Debian's packages.
+# openssh-server's own service must not start on port 22: policy-rc.d forbids it meanwhile.
+set -eu
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+need sshd openssh-server
+need ssh openssh-client
+need ip iproute2
+need curl curl
+need perl perl
+need cc gcc
+need runsv runit
+need systemd-analyze systemd
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "The system tests need these packages, please install them:$missing" >&2
+    exit 1
+fi
+echo "installing$missing"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' > $policy
+    chmod 755 $policy
+    trap 'rm -f $policy' EXIT
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q update >/dev/null
+# shellcheck disable=SC2086
+apt-get -qy install --no-install-recommends $missing >/dev/null

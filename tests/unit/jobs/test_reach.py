@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from pexecd.jobs.reach import (
+    advertise_problem,
+    hosts_that_need_a_tunnel,
+    is_loopback,
+    listen_problem,
+)
+from pexecd.jobs.values import HostSpec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:8080",
+        "tcp:0",
+        "tcp:port=80",
+        "tcp:8080:interface=127.0.0.1",
+        "tcp:interface=127.0.0.1:port=80",
+        r"tcp6:8080:interface=\:\:1",
+        "ssl:443:privateKey=key.pem",
+        "unix:/run/pexecd",
+        "systemd:domain=INET:index=0",
+    ],
+)
+def test_an_endpoint_has_a_word_before_a_colon(text: str) -> None:
+    assert listen_problem(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["8080", "tcp", "tcp:", "tcp:http", "tcp:65536", "tcp:-1", "TCP:80", "my host:80", ":80"],
+)
+def test_another_form_of_endpoint_is_a_mistake(text: str) -> None:
+    assert "expected" in (listen_problem(text) or "")
+
+
+def test_hosts_are_told_an_http_address() -> None:
+    assert advertise_problem("http://master:8080") is None
+    assert advertise_problem("http://[::1]:8080") is None
+    for text in (
+        "master:8080", "https://master", "http://", "http://a:b", "http://a:99999",
+        "http://a:0", "http://a/path", "http://u@a", "http://a?b", "http://[a", "http://a b",
+    ):  # fmt: skip
+        assert "http://master:8080 expected" in (advertise_problem(text) or ""), text
+
+
+def test_this_machine_has_many_names() -> None:
+    assert all(map(is_loopback, ("localhost", "LOCALHOST", "127.0.0.1", "127.0.0.21", "::1")))
+    assert not any(map(is_loopback, ("lab1", "10.0.0.1", "127.example.org", "fe80::1", "")))
+
+
+@pytest.mark.parametrize(
+    ("listen", "cut_off"),
+    [
+        (None, True),
+        ("tcp:8080:interface=127.0.0.1", True),
+        ("tcp:8080:interface=localhost", True),
+        (r"tcp6:8080:interface=\:\:1", True),
+        ("unix:/run/pexecd", True),
+        ("tcp:8080", False),
+        ("tcp:8080:interface=10.0.0.1", False),
+        ("systemd:domain=INET:index=0", False),
+    ],
+)
+def test_remote_hosts_need_a_master_that_listens_beyond_loopback(
+    listen: str | None, cut_off: bool
+) -> None:
+    remote = [HostSpec("lab1", "lab1"), HostSpec("a@lab2:22", "lab2")]
+    here = [HostSpec(":", "localhost", local=True), HostSpec("127.0.0.21", "127.0.0.21")]
+
+    assert hosts_that_need_a_tunnel(remote + here, listen) == (remote if cut_off else [])

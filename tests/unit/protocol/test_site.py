@@ -1,0 +1,206 @@
+"""Deadlines and garbage, with a clock and a transport in memory."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from pexecd.protocol.request import PROGRESS
+from pexecd.protocol.site import Channel, Limits, ProtocolSite
+from pexecd.protocol.wire import ResultFile, TaskMessage
+from tests.unit.protocol.fakes import SECRET, FakeDirectory, FakeSession
+
+S = "sessionID=" + quote(SECRET, safe="")
+LIMITS = Limits(head=10, body=20, reply=30, idle=40, linger=5, confirm=6)
+CONFIG = f"GET /config?{S} HTTP/1.1\r\n\r\n".encode()
+POST = f"POST /complete?{S}&ticket=1 HTTP/1.1\r\nContent-Length: 100\r\n\r\n".encode()
+BODY = b"[Result]\nName=output\n--begin content--\n"
+
+
+class Transport(StringTransport):
+    """Knows how it was closed; never sends what was written."""
+
+    ended = ""
+    half_closed = False
+
+    def loseConnection(self) -> None:
+        self.ended = self.ended or "closed"
+        super().loseConnection()
+
+    def abortConnection(self) -> None:
+        self.ended = "aborted"
+        super().abortConnection()
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+
+class DeadlineTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.session = FakeSession()
+        site = ProtocolSite(FakeDirectory(self.session), self.clock, LIMITS)
+        channel = site.buildProtocol(None)
+        assert isinstance(channel, Channel)
+        self.channel = channel
+        self.transport = Transport()
+        self.channel.makeConnection(self.transport)
+
+    def tearDown(self) -> None:
+        lost = ConnectionAborted() if self.transport.ended == "aborted" else ConnectionDone()
+        self.channel.connectionLost(Failure(lost))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def ends_after(self, seconds: float, how: str = "closed") -> None:
+        """The connection is open just before, and ends now."""
+        self.clock.advance(seconds - 0.1)
+        self.assertEqual(self.transport.ended, "")
+        self.clock.advance(0.1)
+        self.assertEqual(self.transport.ended, how)
+
+    def test_a_peer_that_says_nothing(self) -> None:
+        self.ends_after(LIMITS.head)
+
+    def test_headers_byte_by_byte(self) -> None:
+        self.channel.dataReceived(CONFIG[:1])
+        self.clock.advance(LIMITS.head / 2)
+        self.channel.dataReceived(CONFIG[1:-1])
+        self.ends_after(LIMITS.head / 2)
+
+    def test_between_two_requests(self) -> None:
+        self.channel.dataReceived(CONFIG)
+        self.clock.advance(LIMITS.idle - 1)
+        self.channel.dataReceived(CONFIG)
+        self.ends_after(LIMITS.idle)
+
+    def test_the_second_request_has_its_deadline(self) -> None:
+        self.channel.dataReceived(CONFIG)
+        self.clock.advance(LIMITS.idle - 1)
+        self.channel.dataReceived(CONFIG[:-1])
+        self.ends_after(LIMITS.head)
+
+    def test_a_body_that_makes_no_progress(self) -> None:
+        self.channel.dataReceived(POST.replace(b"100", b"100000") + BODY)
+        for _ in range(3):
+            self.clock.advance(LIMITS.body - 1)
+            self.channel.dataReceived(bytes(PROGRESS))
+        # Single bytes are no progress.
+        self.clock.advance(LIMITS.body - 1)
+        self.channel.dataReceived(b"1")
+        self.ends_after(1)
+        self.assertEqual(self.session.calls, [])
+        self.channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual([call.what for call in self.session.calls], ["abandon"])
+
+    def test_nothing_runs_while_the_disk_is_behind(self) -> None:
+        disk: Deferred[None] = Deferred()
+        self.session.disk = disk
+        self.channel.dataReceived(POST + BODY + b"1")
+        self.assertEqual(self.transport.producerState, "paused")
+        self.clock.advance(1000)
+        self.assertEqual(self.transport.ended, "")
+        self.session.disk = None
+        disk.callback(None)
+        self.assertEqual(self.transport.producerState, "producing")
+        self.ends_after(LIMITS.body)
+
+    def test_the_disk_catches_up_when_the_peer_has_gone(self) -> None:
+        disk: Deferred[None] = Deferred()
+        self.session.disk = disk
+        self.channel.dataReceived(POST + BODY + b"1")
+        self.channel.connectionLost(Failure(ConnectionDone()))
+        disk.callback(None)
+        self.assertEqual(self.transport.producerState, "paused")
+
+    def test_a_held_request_has_none(self) -> None:
+        self.channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode())
+        self.clock.advance(1000)
+        self.channel.dataReceived(CONFIG)
+        self.clock.advance(1000)
+        self.assertEqual(self.transport.ended, "")
+
+    def test_a_peer_that_does_not_read(self) -> None:
+        self.channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode())
+        self.channel.pauseProducing()
+        self.clock.advance(LIMITS.reply - 1)
+        self.channel.resumeProducing()
+        self.clock.advance(1000)
+        self.channel.pauseProducing()
+        self.ends_after(LIMITS.reply)
+
+    def test_a_peer_that_does_not_read_the_end(self) -> None:
+        self.channel.dataReceived(CONFIG.replace(b"1.1", b"1.0"))
+        self.assertEqual(self.transport.ended, "closed")
+        self.clock.advance(LIMITS.reply)
+        self.assertEqual(self.transport.ended, "aborted")
+
+    def test_a_peer_that_does_not_go(self) -> None:
+        self.channel.dataReceived(b"hello\r\n\r\n")
+        self.assertTrue(self.transport.half_closed)
+        self.channel.dataReceived(CONFIG)
+        self.assertEqual(self.transport.value().count(b"HTTP/1.1"), 1)
+        self.ends_after(LIMITS.linger, "aborted")
+
+    def test_a_refused_peer_that_goes(self) -> None:
+        self.channel.dataReceived(b"hello\r\n\r\n")
+        self.channel.readConnectionLost()
+        self.assertEqual(self.transport.ended, "closed")
+
+    def test_a_task_that_nobody_acknowledges(self) -> None:
+        self.channel.dataReceived(f"GET /task?{S} HTTP/1.0\r\n\r\n".encode())
+        self.channel.readConnectionLost()
+        self.session.asks[0].callback(
+            TaskMessage(10016, 60, "true", (), (ResultFile("output", "stdout"),))
+        )
+        self.assertTrue(self.transport.half_closed)
+        self.ends_after(LIMITS.confirm, "aborted")
+        self.channel.connectionLost(Failure(ConnectionAborted()))
+        self.assertEqual(self.session.lost, [10016])
+
+
+SCRAPS = st.lists(
+    st.one_of(
+        st.binary(max_size=20),
+        st.sampled_from(
+            [
+                *(b"GET ", b"POST ", b"HEAD ", b"/", b"/task", b"/complete", b"/failed", b"/ping"),
+                *(b"?", S.encode(), b"&ticket=1", b" HTTP/1.0", b" HTTP/1.1", b"\r\n", b"\n"),
+                *(b"Content-Length: 50", b"Transfer-Encoding: chunked", b"Expect: 100-continue"),
+                *(b"Connection: keep-alive", b"Content-Type: multipart/form-data; boundary=XX"),
+                *(BODY, b"\n--end content--\n", b"a\r\n", b"0\r\n\r\n", b"--XX\r\n", b"--XX--"),
+                *(CONFIG, POST, POST.replace(b"1.1", b"1.0"), CONFIG.replace(b"config", b"task")),
+            ]
+        ),
+    ),
+    max_size=25,
+)
+
+
+class GarbageTests(SynchronousTestCase):
+    @given(SCRAPS, st.booleans(), st.booleans())
+    def test_whatever_is_sent(self, pieces: list[bytes], whole: bool, closes: bool) -> None:
+        """Nothing is logged as an error, every answer has a status of the protocol."""
+        clock = Clock()
+        site = ProtocolSite(FakeDirectory(FakeSession()), clock, LIMITS)
+        channel = site.buildProtocol(None)
+        assert isinstance(channel, Channel)
+        transport = Transport()
+        channel.makeConnection(transport)
+        for piece in [b"".join(pieces)] if whole else pieces:
+            channel.dataReceived(piece)
+        if closes:
+            channel.readConnectionLost()
+        channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(clock.getDelayedCalls(), [])
+        said = re.findall(rb"HTTP/1\.[01] ([0-9]{3}) ", transport.value())
+        allowed = {b"100", b"200", b"204", b"205", b"400", b"403", b"404", b"405", b"413", b"415"}
+        self.assertLessEqual(set(said), allowed)

@@ -1,0 +1,108 @@
+"""What ``ssh -G`` says, as values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pexecd.jobs.values import HostSpec
+from pexecd.ssh.errors import SettingsError, SSHMissingError, UnsupportedSettingError
+from pexecd.ssh.settings import Settings, Surroundings, parse_settings, surroundings
+
+HOST = HostSpec("ann@lab:2222", "lab")
+AROUND = Surroundings("/usr/bin/ssh", "/home/ann", "ann", 1000, {"SSH_AUTH_SOCK": "/run/agent"})
+BASE = """\
+host lab
+user bob
+hostname lab.example.org
+port 2222
+connecttimeout none
+stricthostkeychecking ask
+identitiesonly no
+identityfile ~/.ssh/id_rsa
+identityfile /keys/%h-%r-%p-%d-%u-%n-%%
+globalknownhostsfile /etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2
+userknownhostsfile /home/ann/.ssh/known_hosts ~/more
+"""
+
+
+def parse(extra: str = "") -> Settings:
+    return parse_settings(BASE + extra, HOST, AROUND)
+
+
+def test_what_is_read() -> None:
+    assert parse() == Settings(
+        hostname="lab.example.org",
+        port=2222,
+        user="bob",
+        identity_files=(
+            Path("/home/ann/.ssh/id_rsa"),
+            Path("/keys/lab.example.org-bob-2222-/home/ann-ann-lab-%"),
+        ),
+        identities_only=False,
+        agent="/run/agent",
+        known_hosts=(
+            Path("/home/ann/.ssh/known_hosts"),
+            Path("/home/ann/more"),
+            Path("/etc/ssh/ssh_known_hosts"),
+            Path("/etc/ssh/ssh_known_hosts2"),
+        ),
+        own_known_hosts=2,
+        host_key_alias=None,
+        accept_new=False,
+        hash_known_hosts=False,
+        connect_timeout=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "accepts"),
+    [("true", False), ("yes", False), ("accept-new", True), ("false", True), ("no", True)],
+)
+def test_unknown_host_keys(word: str, accepts: bool) -> None:
+    assert parse(f"stricthostkeychecking {word}\n").accept_new is accepts
+
+
+@pytest.mark.parametrize(
+    ("value", "agent"),
+    [
+        ("none", None),
+        ("SSH_AUTH_SOCK", "/run/agent"),
+        ("$SSH_AUTH_SOCK", "/run/agent"),
+        ("$NOT_THERE", None),
+        ("~/agent", "/home/ann/agent"),
+        ("${SSH_AUTH_SOCK}.2", "/run/agent.2"),
+    ],
+)
+def test_agent(value: str, agent: str | None) -> None:
+    assert parse(f"identityagent {value}\n").agent == agent
+
+
+def test_the_rest() -> None:
+    settings = parse(
+        "connecttimeout 7\nhostkeyalias lab\nhashknownhosts yes\nidentitiesonly yes\n"
+        "userknownhostsfile none\nproxycommand none\n"
+    )
+    assert (settings.connect_timeout, settings.host_key_alias) == (7.0, "lab")
+    assert (settings.hash_known_hosts, settings.identities_only) == (True, True)
+    assert (len(settings.known_hosts), settings.own_known_hosts) == (2, 0)
+
+
+@pytest.mark.parametrize("line", ["proxyjump gate", "proxycommand nc %h %p", "certificatefile ~/c"])
+def test_what_cannot_be_done_is_named(line: str) -> None:
+    with pytest.raises(UnsupportedSettingError) as caught:
+        parse(f"{line}\n")
+    assert line.partition(" ")[2] in str(caught.value)
+    assert not caught.value.retry
+
+
+def test_output_of_something_else() -> None:
+    with pytest.raises(SettingsError):
+        parse_settings("usage: ssh\n", HOST, AROUND)
+
+
+def test_no_ssh() -> None:
+    with pytest.raises(SSHMissingError) as caught:
+        surroundings("lab", {"PATH": "/nonexistent"})
+    assert "install" in str(caught.value)

@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import gatherResults
+
+from pexecd.core.effects import (
+    Record,
+    Replayed,
+    TaskDone,
+    TaskFailed,
+    TaskReopened,
+    TicketEnded,
+    TicketGiven,
+    TicketsUsed,
+)
+from pexecd.core.session import Session
+from pexecd.core.values import End, Policy
+from pexecd.errors import JournalError, StateError
+from pexecd.ports import (
+    Collected,
+    JoblogRow,
+    JournalRecord,
+    NotCollected,
+    ResultDropped,
+    ResultKept,
+    StoredResult,
+    TaskRow,
+)
+from pexecd.store.journal import Journal
+from pexecd.store.recovery import LostResult
+from pexecd.store.table import Line
+from tests.pump import Pump
+from tests.unit.store.conftest import Limit
+
+TABLE: list[Line] = [(("32", "2.2"), b"a" * 16), (("64", "2.3"), b"b" * 16), (("128", ""), None)]
+
+
+def open_journal(folder: Path, pump: Pump) -> Journal:
+    return Journal.open(folder / "session.db", pump, now=lambda: 1e9)
+
+
+@pytest.fixture
+def journal(tmp_path: Path, pump: Pump) -> Iterator[Journal]:
+    journal = open_journal(tmp_path, pump)
+    yield journal
+    pump.wait(journal.close())
+
+
+def replayed(journal: Journal) -> list[Replayed]:
+    """All that is replayed, but for the number of tickets."""
+    return [fact for fact in journal.recovery().replay() if not isinstance(fact, TicketsUsed)]
+
+
+def given(ticket: int, task: int = 1) -> TicketGiven:
+    return TicketGiven(ticket, task, "client", "host", managed=True, speaks=False)
+
+
+def ended(ticket: int, end: End, task: int = 1) -> TicketEnded:
+    return TicketEnded(ticket, task, end, f"because {end.value}", 3, 9, 0.25, b"\xff stderr")
+
+
+def kept(ticket: int, data: bytes | None = b"0.6\n", task: int = 1) -> ResultKept:
+    spool = None if data is not None else f"spool/{ticket}"
+    return ResultKept(ticket, task, (StoredResult("output", 4, data, spool),))
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+def test_a_loaded_table_is_known_at_the_next_start(tmp_path: Path, pump: Pump) -> None:
+    journal = open_journal(tmp_path, pump)
+    assert not journal.loaded
+    journal.load(TABLE, {"table": "sha256", "recipe": "r"})
+    pump.wait(journal.note("port", "8080"))
+    assert (journal.loaded, journal.tasks) == (True, 3)
+    pump.wait(journal.close())
+
+    journal = open_journal(tmp_path, pump)
+    assert (journal.loaded, journal.tasks) == (True, 3)
+    assert journal.meta == {"table": "sha256", "recipe": "r", "port": "8080"}
+    assert pump.wait(journal.rows(3, 1)) == [TaskRow(3, ("128", ""))]
+    with pytest.raises(StateError, match="holds a table already"):
+        journal.load(TABLE, {})
+    pump.wait(journal.close())
+
+
+def test_an_empty_table(journal: Journal, pump: Pump) -> None:
+    journal.load([], {})
+    assert (journal.loaded, journal.tasks) == (True, 0)
+    assert pump.wait(journal.rows(1, 10)) == []
+
+
+def test_a_crash_while_loading_means_loading_anew(tmp_path: Path, pump: Pump) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom pexecd.store.journal import Journal\n"
+        "def table():\n"
+        "    for number in range(50_000):\n"
+        "        yield [str(number)], None\n"
+        "    os._exit(9)\n"
+        "Journal.open(Path(sys.argv[1]), None).load(table(), {})"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path / "session.db"])
+    assert ended.returncode == 9
+    journal = open_journal(tmp_path, pump)
+    assert len(pump.wait(journal.rows(1, 100_000))) == 40_000  # it was not for nothing
+    assert not journal.loaded
+    journal.load(TABLE, {})
+    assert journal.tasks == 3
+    assert pump.wait(journal.rows(1, 100_000))[0].cells == ("32", "2.2")
+    pump.wait(journal.close())
+
+
+def test_a_table_that_does_not_fit(journal: Journal, largest_file: Limit) -> None:
+    with largest_file(100_000), pytest.raises(JournalError):
+        journal.load((((str(number) * 20,), None) for number in range(100_000)), {})
+    assert not journal.loaded
+    journal.load(TABLE, {})
+    assert journal.tasks == 3
+
+
+# --- commits -----------------------------------------------------------------------------------
+
+
+def test_all_that_wait_share_a_commit(journal: Journal, pump: Pump, tmp_path: Path) -> None:
+    wal = tmp_path / "session.db-wal"
+    page = 4096 + 24
+    pump.wait(journal.append([given(10000)]))
+    alone = wal.stat().st_size
+    pump.wait(gatherResults([journal.append([given(10001 + n)]) for n in range(50)]))
+    # The first went alone, the others together: two commits of a page or two, not fifty.
+    assert wal.stat().st_size - alone <= 6 * page
+
+
+def test_what_was_confirmed_is_there_after_a_kill(tmp_path: Path, pump: Pump) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from pexecd.core.effects import TaskDone\nfrom pexecd.store.journal import Journal\n"
+        "from tests.pump import Pump\n"
+        "pump = Pump(); journal = Journal.open(Path(sys.argv[1]), pump)\n"
+        "for n in range(1, 21):\n"
+        "    pump.wait(journal.append([TaskDone(n, 10000 + n)]))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "session.db"])
+    assert killed.returncode == -9
+    journal = open_journal(tmp_path, pump)
+    assert replayed(journal) == [TaskDone(n, 10000 + n) for n in range(1, 21)]
+    pump.wait(journal.close())
+
+
+def test_a_full_disk_is_tried_every_second_and_no_more(
+    journal: Journal, pump: Pump, largest_file: Limit
+) -> None:
+    told: list[str] = []
+    journal.watch(told.append)
+    with largest_file(512):
+        waiting = journal.append([TaskDone(1, 10001)])
+        for _ in range(5):
+            pump.step()
+            (retry,) = pump.getDelayedCalls()
+            assert retry.getTime() - pump.seconds() == 1
+            pump.advance(0.75)
+            journal.append([TaskDone(2, 10002)])
+            pump.advance(0.25)
+        pump.step()
+        assert told == [f"{journal.recovery()._path}: File too large"]
+    assert not waiting.called
+    pump.advance(1)
+    pump.wait(waiting)
+    assert told[1:] == [""]
+    assert replayed(journal) == [TaskDone(1, 10001), TaskDone(2, 10002)]
+    assert pump.getDelayedCalls() == []
+
+
+def test_another_program_that_locks_the_database_is_waited_for(
+    journal: Journal, pump: Pump, tmp_path: Path
+) -> None:
+    journal._connection.execute("PRAGMA busy_timeout = 0")
+    other = sqlite3.connect(tmp_path / "session.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = journal.append([TaskDone(1, 10001)])
+    pump.step()
+    assert journal.stalled == f"{tmp_path}/session.db: another program has locked it"
+    other.close()
+    pump.advance(1)
+    pump.wait(waiting)
+
+
+def test_a_word_noted_on_a_full_disk_is_noted_later(
+    journal: Journal, pump: Pump, largest_file: Limit
+) -> None:
+    with largest_file(512):
+        noted = journal.note("port", "8080")
+        pump.step()
+        assert journal.stalled
+        assert "port" not in journal.meta
+    pump.advance(1)
+    pump.wait(noted)
+    assert journal.meta["port"] == "8080"
+
+
+def test_after_a_record_that_cannot_be_written_nothing_is(journal: Journal, pump: Pump) -> None:
+    broken = TaskFailed(1, object())  # type: ignore[arg-type]
+    first = journal.append([TaskDone(2, 10000), broken])
+    behind = journal.append([TaskDone(3, 10001)])
+    for lost in (first, behind):
+        with pytest.raises(JournalError, match=r"session\.db: "):
+            pump.wait(lost)
+    with pytest.raises(JournalError):
+        pump.wait(journal.append([TaskDone(4, 10002)]))
+    assert replayed(journal) == []
+    assert pump.wait(journal.results([10000])) == {}
+    assert not journal.stalled
+
+
+def test_a_damaged_database_is_no_reason_to_wait(
+    journal: Journal, pump: Pump, tmp_path: Path
+) -> None:
+    journal._connection.execute("DROP TABLE settled")
+    with pytest.raises(JournalError, match="no such table"):
+        pump.wait(journal.append([TaskDone(1, 10000)]))
+
+
+def test_while_a_commit_runs_the_reactor_goes_on(journal: Journal, pump: Pump) -> None:
+    fired: list[str] = []
+    journal.append([given(10000)]).addCallback(lambda _: fired.append("committed"))
+    fired.append("elsewhere")
+    pump.wait(journal.append([]))
+    assert fired == ["elsewhere", "committed"]
+
+
+def test_what_a_callback_appends_is_written(journal: Journal, pump: Pump) -> None:
+    nested = journal.append([given(10000)]).addCallback(
+        lambda _: journal.append([ended(10000, End.DONE)])
+    )
+    pump.wait(nested)
+    assert len(replayed(journal)) == 2
+
+
+# --- recovery ----------------------------------------------------------------------------------
+
+
+def test_replay_gives_every_fact_in_an_order_to_build_on(journal: Journal, pump: Pump) -> None:
+    facts: list[Record] = [
+        given(10000, 1),
+        ended(10000, End.FAILED, 1),
+        given(10001, 2),
+        given(10002, 1),
+        ended(10002, End.DONE, 1),
+        TaskDone(1, 10002),
+        TaskFailed(3, "never worked"),
+    ]
+    shuffled: list[JournalRecord] = [facts[i] for i in (0, 2, 6, 1, 3, 4, 5)]
+    pump.wait(journal.append(shuffled))
+    assert replayed(journal) == facts
+
+
+def test_a_second_end_replaces_the_first(journal: Journal, pump: Pump) -> None:
+    pump.wait(journal.append([given(10000), ended(10000, End.LOST), TaskFailed(1, "lost")]))
+    pump.wait(journal.append([ended(10000, End.DONE), TaskDone(1, 10000)]))
+    assert replayed(journal) == [
+        given(10000),
+        ended(10000, End.DONE),
+        TaskDone(1, 10000),
+    ]
+
+
+def test_results_that_wait_for_their_verdict(journal: Journal, pump: Pump) -> None:
+    tickets = {
+        10000: None,  # lives, stored: waits
+        10001: End.LOST,  # a late result: waits
+        10002: End.DONE,
+        10003: End.INVALID,
+        10004: End.CANCELLED,  # the run was interrupted; a late result: waits
+        10005: End.FAILED,  # but another copy won
+    }
+    records: list[JournalRecord] = [given(10006, 9), TaskDone(6, 10007)]
+    for task, (ticket, end) in enumerate(tickets.items(), 1):
+        records += [given(ticket, task), kept(ticket, task=task)]
+        if end is not None:
+            records.append(ended(ticket, end, task))
+    pump.wait(journal.append(records))
+    assert journal.recovery().kept() == [10000, 10001, 10004]
+
+
+def test_a_reopened_task_is_replayed_before_the_first_ticket_that_counts(
+    journal: Journal, pump: Pump
+) -> None:
+    facts: list[Record] = [
+        given(10000, 1),
+        given(10001, 2),
+        given(10002, 1),
+        TaskReopened(2, 10003),
+    ]
+    pump.wait(journal.append([TaskFailed(1, "no"), *facts[:2]]))
+    pump.wait(journal.append([TaskReopened(1, 10002), *facts[2:], TaskDone(3, 10001)]))
+    assert list(journal.recovery().replay()) == [
+        *facts[:2],
+        TaskReopened(1, 10002),
+        *facts[2:],
+        TicketsUsed(10002),
+        TaskDone(3, 10001),
+    ]
+    pump.wait(journal.append([TaskDone(1, 10002)]))
+    assert dict(journal.recovery().settled()) == {1: 10002, 3: 10001}
+
+
+def test_a_result_whose_file_is_gone_is_found_and_its_task_runs_again(
+    journal: Journal, pump: Pump, tmp_path: Path
+) -> None:
+    tickets = {10000: "whole", 10001: "gone", 10002: "cut", 10003: "unjudged", 10004: "old"}
+    (tmp_path / "spool").mkdir()
+    for ticket, size in ((10000, 4), (10002, 3), (10005, 4)):
+        (tmp_path / "spool" / str(ticket)).write_bytes(b"x" * size)
+    records: list[JournalRecord] = []
+    for task, (ticket, what) in enumerate(tickets.items(), 1):
+        records += [given(ticket, task), kept(ticket, None, task)]
+        if what == "old":  # nobody needs it any more, for its task has another
+            records.append(ended(ticket, End.FAILED, task))
+        elif what != "unjudged":
+            records += [ended(ticket, End.DONE, task), TaskDone(task, ticket)]
+    records += [given(10005, 5), kept(10005, None, 5), ended(10005, End.DONE), TaskDone(5, 10005)]
+    pump.wait(journal.append(records))
+    recovery = journal.recovery()
+    lost = recovery.lost()
+    assert lost == [
+        LostResult(10001, 2, "spool/10001", done=True),
+        LostResult(10002, 3, "spool/10002", done=True),
+        LostResult(10003, 4, "spool/10003", done=False),
+    ]
+    assert recovery.next_ticket() == 10006
+    for one in lost:
+        repaired: list[JournalRecord] = [
+            ResultDropped(one.ticket),
+            TicketEnded(one.ticket, one.task, End.LOST, "gone"),
+        ]
+        if one.done:
+            repaired.append(TaskReopened(one.task, 10006))
+        pump.wait(journal.append(repaired))
+    assert recovery.lost() == []
+    assert dict(recovery.settled()) == {1: 10000, 5: 10005}
+    assert recovery.kept() == []
+    session = Session(Policy(), 5, 0.0)
+    session.replay(recovery.replay())
+    session.resume(0.0)
+    numbers = session.statistics()
+    assert TaskReopened(2, 10006) in list(recovery.replay())
+    assert (numbers.done, numbers.failed, numbers.pending, numbers.running) == (2, 0, 3, 0)
+
+
+def test_without_a_spool_every_larger_result_is_lost(journal: Journal, pump: Pump) -> None:
+    pump.wait(journal.append([given(10000), kept(10000, None), TaskDone(1, 10000)]))
+    assert [one.ticket for one in journal.recovery().lost()] == [10000]
+
+
+def test_counts_and_what_else_a_start_asks_for(journal: Journal, pump: Pump) -> None:
+    journal.load(TABLE, {})
+    pump.wait(
+        journal.append(
+            [
+                given(10000),
+                kept(10000, None),
+                kept(10001),
+                TaskDone(1, 10000),
+                TaskFailed(2, "no"),
+                Collected("/a", 10, 2, (2,), rule="table"),
+                Collected("/b", 0, 0, (5, 3), rule="concat"),
+                NotCollected(1, "ValueError"),
+                NotCollected(3, "KeyError"),
+            ]
+        )
+    )
+    pump.wait(
+        journal.append(
+            [
+                Collected("/b", 7, 0, (4,), rule="concat"),
+                NotCollected(1, None),
+                Collected("/a", 30, 9, (7, 8), rule="block", anew=True),
+            ]
+        )
+    )
+    recovery = journal.recovery()
+    counts = recovery.counts()
+    assert (counts.tasks, counts.tickets, counts.done, counts.failed) == (3, 1, 1, 1)
+    assert recovery.spooled() == {"spool/10000"}
+    assert recovery.not_collected() == {3: "KeyError"}
+    assert recovery.collected() == {
+        "/a": Collected("/a", 30, 9, (7, 8), rule="block"),
+        "/b": Collected("/b", 7, 0, (3, 4, 5), rule="concat"),
+    }
+
+
+def test_the_joblog_can_be_written_anew(journal: Journal, pump: Pump) -> None:
+    journal.load(TABLE, {})
+    pump.wait(
+        journal.append(
+            [given(10000, 2), given(10001, 1), kept(10000), ended(10000, End.DONE, 2)],
+        )
+    )
+    assert list(journal.recovery().ended()) == [
+        (
+            JoblogRow(
+                10000, 2, "host", 1e9, 0.25, "done", 3, 9, 0, 4, "because done", b"\xff stderr"
+            ),
+            TaskRow(2, ("64", "2.3")),
+        )
+    ]
+
+
+def test_recovery_sees_one_moment(journal: Journal, pump: Pump) -> None:
+    pump.wait(journal.append([TaskDone(1, 10000), TaskDone(2, 10001)]))
+    replay = journal.recovery().replay()
+    assert next(replay) == TicketsUsed(9999)
+    assert next(replay) == TaskDone(1, 10000)
+    pump.wait(journal.append([TaskDone(3, 10002)]))
+    assert list(replay) == [TaskDone(2, 10001)]
+
+
+def test_a_database_that_was_damaged_behind_us(tmp_path: Path, pump: Pump) -> None:
+    journal = open_journal(tmp_path, pump)
+    journal.load((((str(number),), None) for number in range(1000)), {})
+    pump.wait(journal.append([given(10000 + number) for number in range(1000)]))
+    pump.wait(journal.close())
+    path = tmp_path / "session.db"
+    content = path.read_bytes()
+    path.write_bytes(content[: 4096 * 12] + b"\xff" * (len(content) - 4096 * 12))
+    journal = open_journal(tmp_path, pump)
+    with pytest.raises(StateError, match=r"session\.db: is damaged: .*--fresh"):
+        replayed(journal)
+    pump.wait(journal.close())

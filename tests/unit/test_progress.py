@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from pexecd.cli import progress
+from pexecd.cli.progress import Progress
+from pexecd.core.values import Statistics
+
+NUMBERS = Statistics(tasks=9, done=1, failed=0, running=2, pending=6, tickets=3, hosts={})
+
+
+def test_nobody_reads_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    shown = Progress(stream)
+    shown.show(NUMBERS)
+    shown.show(NUMBERS)
+    shown.say("something")
+    shown.close()
+    with contextlib.suppress(BrokenPipeError):  # of what it could not write
+        stream.close()
+
+
+def test_there_is_no_stream() -> None:
+    shown = Progress(None)
+    shown.show(NUMBERS)
+    shown.say("something")
+    shown.close()
