@@ -146,9 +146,11 @@ class Launcher:
     async def _stop(self) -> None:
         # not now: a keeper that has just told the watcher something may be who calls
         await deferLater(self._clock, 0)
+        for keeper in self._keepers.values():
+            keeper.stopping = True
         running, self._running = self._running, []
-        for keeper in running:
-            keeper.cancel()
+        for kept in running:
+            kept.cancel()
         await DeferredList(running)
 
     def _ended(self, reason: Failure, host: str) -> None:
@@ -164,9 +166,12 @@ class _Keeper:
 
     Attributes:
         leaving: whether the client carries on when ``keep`` is cancelled.
+        stopping: ``keep`` was cancelled. It must not rely on CancelledError alone: some steps
+            of Twisted end with an error of their own then, as looking up a name does.
     """
 
     leaving = False
+    stopping = False
 
     def __init__(
         self,
@@ -196,6 +201,8 @@ class _Keeper:
             try:
                 tell = await self._run()
             except HostError as error:
+                if self.stopping:
+                    return
                 self._watcher.host_failed(error, not error.retry)
                 if not error.retry:
                     return
@@ -203,6 +210,8 @@ class _Keeper:
                 least = error.least_pause
                 await deferLater(self._clock, max(least, pause(attempt, self._jitter())))
             else:
+                if self.stopping:
+                    return
                 attempt = 0
                 revived = self._revived = Deferred()
                 tell()

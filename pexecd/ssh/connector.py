@@ -77,6 +77,8 @@ class Connector:
         await self._handshakes.acquire()
         try:
             return await self._connect(host)
+        except error.ConnectingCancelledError:
+            raise CancelledError from None
         finally:
             self._handshakes.release()
 
@@ -141,8 +143,6 @@ class Connector:
         endpoint = HostnameEndpoint(self._reactor, settings.hostname, settings.port, limit)
         try:
             await endpoint.connect(factory).addTimeout(limit, self._reactor)
-        except error.ConnectingCancelledError:
-            raise CancelledError from None
         except (
             DeadlinePassedError,
             error.ConnectError,

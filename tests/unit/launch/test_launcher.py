@@ -264,6 +264,24 @@ class TestLauncher(SynchronousTestCase):
         self.assertEqual((len(cancelled), connection.closed), (1, True))
         self.assertEqual(self.watcher.heard, [])
 
+    def test_stopped_in_a_step_that_fails_with_an_error_of_its_own(self) -> None:
+        """Looking up a name does: a cancelled one is a name that was not found."""
+        lost = HostError("node7", "connect", "no")
+        launcher = self.launch(Deferred(lambda asked: asked.errback(lost)))
+        stopped = launcher.stop()
+        self.clock.advance(0)
+        self.successResultOf(stopped)
+        self.clock.advance(10_000)
+        self.assertEqual(self.watcher.heard, [])
+
+    def test_stopped_in_a_step_that_is_done_all_the_same(self) -> None:
+        answer: Deferred[CommandResult] = Deferred(lambda asked: asked.callback(ended(0)))
+        launcher = self.launch(ScriptedConnection([answer]))
+        stopped = launcher.stop()
+        self.clock.advance(0)
+        self.successResultOf(stopped)
+        self.assertEqual(self.watcher.heard, [])
+
     def test_a_bug_ends_the_host_and_not_the_others(self) -> None:
         self.launch(ScriptedConnection([]))  # pop from empty list
         self.assertEqual(self.watcher.heard, ["failed node7 for good"])
