@@ -73,6 +73,8 @@ class Channel(http.HTTPChannel):
         self._read_closed = False
         self._held: Deferred[None] | None = None
         self._undelivered: Callable[[], None] | None = None
+        # The peer asked for more before it could have had that reply.
+        self._asked_ahead = False
         self._confirming: IDelayedCall | None = None
 
     # --- receiving ---------------------------------------------------------------------------
@@ -104,7 +106,8 @@ class Channel(http.HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         self._idle = False
-        self._undelivered = None  # a peer that asks for more has had its answer
+        if not self._asked_ahead:
+            self._undelivered = None  # a peer that asks for more has had its answer
         self.requests[-1].begin(self._command, self._path, self._version)
         if self.length != 0:
             self.setTimeout(self.site.limits.body)
@@ -169,9 +172,11 @@ class Channel(http.HTTPChannel):
         """Call this if it turns out that the reply just written never reached its peer.
 
         That is seen when the connection is reset, or when a peer that has closed its side
-        acknowledges nothing. Its next request, or a clean end, say that all is well.
+        acknowledges nothing. Its next request, or a clean end, say that all is well; a
+        request that it sent before the reply was there says nothing.
         """
         self._undelivered = undelivered
+        self._asked_ahead = bool(self._dataBuffer)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         if not (self.requests and self.requests[-1].startedWriting):

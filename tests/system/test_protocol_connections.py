@@ -252,6 +252,18 @@ class LeavingTests(ServerCase):
         await self.closed()
         self.assertEqual(self.session.lost, [])
 
+    async def test_a_request_sent_ahead_does_not_say_that_the_task_arrived(self) -> None:
+        asked = self.session.next("ask")
+        ahead = request("GET", f"/config?{S}", version="HTTP/1.1")
+        await self.talk(lambda peer: peer.send(ahead), Peer.finish_sending)  # and leaves
+        await asked
+        await self.half_closed()
+        undelivered = self.session.next("undelivered")
+        self.session.asks[0].callback(task())
+        await undelivered
+        self.assertEqual(self.session.lost, [10016])
+        await self.closed()
+
     async def test_what_a_peer_that_left_has_posted_is_stored(self) -> None:
         stored = self.session.next("stored")
         self.session.gate = Deferred()
