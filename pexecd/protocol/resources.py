@@ -54,14 +54,24 @@ class Root(Resource):
         return NotFound()
 
 
+@implementer(IBodyTaker)
 class NotFound(Resource):
-    """There is nothing here, whatever the method and the rest of the path."""
+    """There is nothing here, whatever the method, the rest of the path and the body."""
 
     isLeaf = True
+
+    def take_body(self, request: Request) -> Body:
+        raise NoSuchPathError
 
     def render(self, request: Request) -> int:
         request.answer(404, b"no such path; see docs/protocol.md\n")
         return NOT_DONE_YET
+
+
+class NoSuchPathError(RequestRejectedError):
+    """404, whatever the size of the body."""
+
+    status = 404
 
 
 @implementer(IBodyTaker)

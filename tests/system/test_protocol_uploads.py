@@ -330,7 +330,7 @@ class BoundTests(ServerCase):
         self.assertEqual((await self.run_peer(only_the_head)).status, 403)
 
     async def test_other_paths(self) -> None:
-        for path, status in ((f"/failed?{S}&ticket=1", 413), ("/nothing", 413), ("/task", 405)):
+        for path, status in ((f"/failed?{S}&ticket=1", 413), ("/nothing", 404), ("/task", 405)):
             reply = await self.post(path, bytes(1_000_000))
             self.assertEqual(reply.status, status)
 
