@@ -1053,23 +1053,23 @@ class HostLock:
 # --- processes ----------------------------------------------------------------------------
 
 
-# Kills what has a client's folder in its PEXEC_FOLDER, where the system tells (Linux).
+# Kills what has a PEXEC_FOLDER that begins so, where the system tells (Linux).
 KILL_MARKED = """
-    for file in $(grep -lsF "PEXEC_FOLDER=$1/" /proc/[0-9]*/environ); do
+    for file in $(grep -lsF "PEXEC_FOLDER=$1" /proc/[0-9]*/environ); do
         pid=${file%/environ}
         kill -s KILL "${pid#/proc/}"
     done
 """
 
 
-def kill_left(place):
-    """Kill the workers that a dead client left in its folder, and no stranger."""
-    command = ["/bin/sh", "-c", KILL_MARKED, "pexec-sweep", place]
+def kill_left(beginning):
+    """Kill what workers left running that have a ``PEXEC_FOLDER`` that begins so."""
+    command = ["/bin/sh", "-c", KILL_MARKED, "pexec-sweep", beginning]
     subprocess.call(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class Guard:
-    """Ends the workers when the client is killed.
+    """Ends the workers when the client is killed, and what they left when it ends.
 
     A shell that reads the numbers of all process groups that run, line by line, and
     kills those of the last line when the pipe ends. That works on every system, and for
@@ -1082,9 +1082,10 @@ class Guard:
     SCRIPT = """
         trap '' HUP INT TERM
         while read -r groups; do last=$groups; done
-        test "$last" = end && exit
-        for group in $last; do kill -s KILL -- "-$group"; done
-        sleep 1
+        if test "$last" != end; then
+            for group in $last; do kill -s KILL -- "-$group"; done
+            sleep 1
+        fi
     """
 
     def __init__(self, loop, place, groups):
@@ -1092,7 +1093,7 @@ class Guard:
         self._groups = groups  # a function that says them
         self._timer = None
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", self.SCRIPT + KILL_MARKED, "pexec-guard", place],
+            ["/bin/sh", "-c", self.SCRIPT + KILL_MARKED, "pexec-guard", place + "/"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -1376,6 +1377,7 @@ class Run:
         self._process = None
         self._started = 0.0
         self._timed_out = False
+        self._stopped = False
         self._timer = None
 
     def start(self):
@@ -1450,6 +1452,7 @@ class Run:
 
     def stop(self):
         """TERM for the group, KILL two seconds later."""
+        self._stopped = True
         self._signal(signal.SIGTERM)
         self._loop.cancel(self._timer)
         self._timer = self._loop.later(STOP_GRACE, self.kill)
@@ -1469,6 +1472,8 @@ class Run:
         if status is None:
             return
         self.kill()  # what the worker left running
+        if self._stopped and self._client.lives():  # else the guard does it for all
+            kill_left(self.record.base)  # groups of their own, as timeout(1) makes one
         self._loop.cancel(self._timer)
         self.record.data["seconds"] = round(time.monotonic() - self._started, 3)
         results = [[to_text(name), to_text(file)] for name, file in self._task.results]
@@ -1736,7 +1741,7 @@ class Client:
                 continue
             log("a dead client's folder: %s", name)
             place = os.path.join(self._folder, name)
-            kill_left(place)
+            kill_left(place + "/")
             for record in Record.load_all(place):
                 self._post(record)
             self._remove_place(place)
@@ -1804,9 +1809,11 @@ class Client:
         except ValueError as error:
             self._fail(record, [("Kind", "refused"), ("Reason", str(error))])
         except OSError as error:
-            reason = error.strerror
+            reason = os.strerror(error.errno)  # some Pythons put the name into the error's own
             if error.filename:
                 reason = "%s: %s" % (os.fsdecode(error.filename), reason)
+                if error.errno == errno.ENOENT and os.path.isfile(error.filename):
+                    reason += " (the file is; its #! interpreter or its loader is not)"
             self._fail(record, [("Kind", "start"), ("Reason", reason)])
         else:
             self._runs[ticket] = run

@@ -170,15 +170,19 @@ def test_results_come_from_files_and_streams(hosts: Hosts, master: Master) -> No
 
 def test_failures_say_why(hosts: Hosts, master: Master, tmp_path: Path) -> None:
     link = "ln -s /etc/passwd result"
+    script = tmp_path / "script"
+    script.write_text("#!/nothing/there\n")
+    script.chmod(0o755)
     master.add(
         Task(10000, "/bin/sh -c 'echo bad >&2; exit 3'"),
         Task(10001, "/bin/sh -c 'kill -9 $$'"),
         Task(10002, "true", results={"spectrum": "out/spectrum.dat"}),
-        Task(10003, str(tmp_path / "nothing there")),
+        Task(10003, f"'{tmp_path}/nothing there'"),
         Task(10004, f"/bin/sh -c '{link}'", results={"output": "result"}),
         Task(10005, "/bin/sh -c 'ln -s /etc d'", results={"output": "d/passwd"}),
         Task(10006, "/bin/sh -c 'mkfifo result'", results={"output": "result"}),
         Task(10007, "/bin/sh -c 'yes | head -c 100000 >&2; exit 1'"),
+        Task(10008, str(script)),
     )
 
     assert hosts.run(Slots="2") == 0
@@ -193,6 +197,9 @@ def test_failures_say_why(hosts: Hosts, master: Master, tmp_path: Path) -> None:
     assert failed[10002]["Kind"] == "missing"
     assert "out/spectrum.dat" in failed[10002]["Reason"]
     assert failed[10003]["Kind"] == "start"
+    assert failed[10003]["Reason"] == f"{tmp_path / 'nothing there'}: No such file or directory"
+    assert failed[10008]["Kind"] == "start"
+    assert "the file is; its #! interpreter" in failed[10008]["Reason"]
     assert {failed[ticket]["Kind"] for ticket in (10004, 10005, 10006)} == {"missing"}
     assert len(master.tails[10007]) == 4096
     assert all(float(failed[ticket]["Seconds"]) < 10 for ticket in (10000, 10001, 10002))
@@ -238,6 +245,33 @@ def test_a_hanging_worker_is_stopped_with_its_children(hosts: Hosts, master: Mas
     assert 0.9 < float(master.failed[10000]["Seconds"]) < 2.9
     assert master.failed[10001]["Kind"] == "timeout"
     assert master.failed[10001]["Signal"] == "9"
+    assert hosts.gone()
+
+
+def test_a_hanging_worker_is_stopped_with_other_groups(hosts: Hosts, master: Master) -> None:
+    """``timeout``, shells with job control and some MPIs make process groups of their own."""
+    master.more = True
+    master.add(
+        Task(10000, "/bin/sh -c 'timeout 1000 sleep 1000; echo done'", timeout=1),
+        Task(10001, "/bin/sh -c 'timeout 1001 sleep 1001; echo done'"),
+    )
+    hosts.start(Slots="2")
+    master.wait(lambda: 10000 in master.failed)
+
+    def sleeping() -> set[str]:
+        return {line for line in hosts.processes().values() if "sleep" in line}
+
+    until(lambda: not any("1000" in line for line in sleeping()))
+    assert "sleep 1001" in {line.strip() for line in sleeping()}
+
+
+def test_what_workers_left_ends_with_the_client(hosts: Hosts, master: Master) -> None:
+    left = "setsid sleep 1000 & until grep -qs ^sleep /proc/$!/cmdline; do :; done"
+    master.add(Task(10000, f"/bin/sh -c '{left}; echo done'"))
+
+    assert hosts.run() == 0
+
+    assert master.text(10000) == "done\n"
     assert hosts.gone()
 
 
