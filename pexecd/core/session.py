@@ -330,7 +330,10 @@ class Session:
         for ticket in self._progress.tickets.values():
             if ticket.client.speaks and not ticket.doubtful:
                 return  # it will be back
-        reason = f"within {patience:g} s no client came that can be told this task"
+        reason = (
+            f"within {patience:g} s no client came that announces itself, which this task needs: "
+            "a result is stderr, or an input holds the line that ends it"
+        )
         for _ in range(_BATCH):
             first = self._dispatch.first_demanding(self._started)
             if first is None:
