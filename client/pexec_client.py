@@ -158,6 +158,11 @@ def to_text(data):
     return data.decode("utf-8", "surrogateescape")
 
 
+def to_path(text):
+    """Text from the wire as a file name: its bytes are the same in every locale."""
+    return os.fsdecode(to_bytes(text))
+
+
 def digest(*words):
     """A name made of words that must not be seen, or hold odd characters."""
     return hashlib.sha256(to_bytes("\0".join(words))).hexdigest()
@@ -1344,7 +1349,7 @@ class Executable:
             else:
                 self._again("cannot fetch the worker: %s" % problem)
 
-        query = [("name", self.name), ("platform", self._client.platform)]
+        query = [("name", os.fsencode(self.name)), ("platform", self._client.platform)]
         self._client.call("GET", "/worker", query, fetched, sink=new.write)
 
     def remove(self, shared):
@@ -1435,10 +1440,10 @@ class Run:
             "PEXEC_TICKET": self.ticket,
             "PEXEC_SLOT": "%d" % self.slot,
             "PEXEC_HOST": client.host,
-            "PEXEC_FOLDER": self.record.base,
         }
         for name, value in own.items():
             environment[to_bytes(name)] = to_bytes(value)
+        environment[b"PEXEC_FOLDER"] = os.fsencode(self.record.base)
         if client.executable:
             # with ``shell = yes`` the shell looks for the worker
             path = environment.get(b"PATH", os.fsencode(os.defpath))
@@ -1700,7 +1705,7 @@ class Client:
         settings = self.settings
         if "/" in settings.command:
             settings.command = os.path.abspath(settings.command)
-        worker = self._config.get("Worker") or os.path.basename(settings.command)
+        worker = to_path(self._config.get("Worker", "")) or os.path.basename(settings.command)
         if "/" in worker or worker.startswith("."):
             raise ClientError(EXIT_FOLDER, "the worker's name is no file name: %s" % worker)
         try_folder(self._place, run=bool(worker))
@@ -1760,7 +1765,8 @@ class Client:
         if len(self._runs) >= self.settings.slots or len(self._posts) > self.settings.slots:
             return
         reader = TaskReader(self._spool)
-        query = [("worker", self.executable.name)] if self.executable else []
+        executable = self.executable
+        query = [("worker", os.fsencode(executable.name))] if executable else []
 
         def told(response):
             self._asking = None
@@ -2086,7 +2092,13 @@ def read_file(settings):
     else:
         with open(settings.file, "rb") as file:
             data = file.read()
-    kinds = {"Slots": int, "StartLimit": float, "Copied": lambda word: word.lower() == "yes"}
+    kinds = {
+        "Slots": int,
+        "StartLimit": float,
+        "Copied": lambda word: word.lower() == "yes",
+        "Dir": to_path,
+        "Command": to_path,
+    }
     for key, value in read_pairs(data):
         if key not in FILE_KEYS:
             raise ValueError("--from: unknown key %s" % key)

@@ -120,6 +120,28 @@ def test_arguments_arrive_as_they_were_sent(hosts: Hosts, master: Master) -> Non
     assert master.text(10000) == """<a b><c"d><; touch hacked; $(id)><ü€><><e f>"""
 
 
+def test_names_are_the_same_in_every_locale(
+    hosts: Hosts, master: Master, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands over SSH often run in the C locale, where old Pythons know ASCII alone."""
+    monkeypatch.setenv("LC_ALL", "C")
+    hosts.dir = hosts.home / "dé"
+    master.worker = b"#!/bin/sh\ncat \xc3\xa4 >\xc3\xb6\necho $PEXEC_FOLDER; pwd\n"
+    master.config["Worker"] = "wörker"
+    results = {"ergebnis ö": "ö", "output": "stdout"}
+    master.add(Task(10000, "wörker", results=results, inputs={"ä": b"in"}))
+
+    assert hosts.run() == 0
+
+    assert master.text(10000, "ergebnis ö") == "in"
+    folder, same = master.text(10000).splitlines()
+    assert folder == same
+    assert folder.startswith(f"{hosts.dir.resolve()}/")
+    queries = {path: query for path, query, _ in master.requests}
+    assert queries["/worker"]["name"] == queries["/task"]["worker"] == "wörker"
+    assert not hosts.dir.exists()
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 def test_inputs_arrive_whole(hosts: Hosts, master: Master, framing: str) -> None:
     master.framing = framing
