@@ -286,7 +286,12 @@ class JobService(Service):
         """
         kept = state.journal.meta.get("port", "0")
         description = self._job.listen or f"tcp:{kept}:interface=127.0.0.1"
-        endpoint = serverFromString(self._reactor, description)
+        try:
+            endpoint = serverFromString(self._reactor, description)
+        except (LookupError, TypeError, ValueError) as error:
+            raise StateError(
+                f"cannot listen on {description}: {error}; does systemd hand over such a socket?"
+            ) from None
         site = ProtocolSite(master, self._reactor)
         patience = time.monotonic() + PORT_PATIENCE
         while True:
@@ -294,11 +299,13 @@ class JobService(Service):
                 port: IListeningPort = await endpoint.listen(site)
                 break
             except CannotListenError as error:
-                in_time = error.socketError.errno == errno.EADDRINUSE and not self.interrupted
-                if not in_time or time.monotonic() > patience:
+                in_use = error.socketError.errno == errno.EADDRINUSE
+                if not in_use or self.interrupted or time.monotonic() > patience:
+                    advice = "change listen = in [job]"
+                    if in_use:
+                        advice = "end the program that does, or name another port with listen ="
                     raise StateError(
-                        f"cannot listen on {description}: {error.socketError}; end the program "
-                        "that does, or name another port with listen = in [job]"
+                        f"cannot listen on {description}: {error.socketError}; {advice}"
                     ) from None
                 if self._leaving:
                     raise _LeavingError from None

@@ -20,8 +20,8 @@ from pexecd.jobs.values import HostSpec
         "tcp:8080:interface=127.0.0.1",
         "tcp:interface=127.0.0.1:port=80",
         r"tcp6:8080:interface=\:\:1",
-        "ssl:443:privateKey=key.pem",
-        "unix:/run/pexecd",
+        "tcp:8080:127.0.0.1:100",
+        "tcp:interface=127.0.0.1:8080",
         "systemd:domain=INET:index=0",
     ],
 )
@@ -35,6 +35,23 @@ def test_an_endpoint_has_a_word_before_a_colon(text: str) -> None:
 )
 def test_another_form_of_endpoint_is_a_mistake(text: str) -> None:
     assert "expected" in (listen_problem(text) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ssl:443:privateKey=key.pem", "'ssl' is no endpoint that clients can reach"),
+        ("unix:/run/pexecd", "'unix' is no endpoint"),
+        ("tpc:8080", "tcp, tcp6, systemd expected"),
+        ("tcp:8080:interfaec=10.0.0.1", "did you mean 'interface'?"),
+        ("tcp:8080:interface=::1", r"is written '\:'"),
+        ("tcp:8080:port=8080", "'port=8080' is too much"),
+        ("tcp:8080:backlog=many", "backlog 'many'"),
+        ("tcp:interface=127.0.0.1", "'' is no port"),
+    ],
+)
+def test_an_endpoint_that_cannot_serve_clients_is_a_mistake(text: str, says: str) -> None:
+    assert says in (listen_problem(text) or "")
 
 
 def test_hosts_are_told_an_http_address() -> None:
@@ -59,7 +76,7 @@ def test_this_machine_has_many_names() -> None:
         ("tcp:8080:interface=127.0.0.1", True),
         ("tcp:8080:interface=localhost", True),
         (r"tcp6:8080:interface=\:\:1", True),
-        ("unix:/run/pexecd", True),
+        ("tcp:8080:127.0.0.1", True),
         ("tcp:8080", False),
         ("tcp:8080:interface=10.0.0.1", False),
         ("systemd:domain=INET:index=0", False),
