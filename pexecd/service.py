@@ -271,6 +271,7 @@ class JobService(Service):
             reactor,
             self._journal_lost,
         )
+        session.failures.update(state.failures)
         stack.callback(session.close)
         return session, collector
 
@@ -303,7 +304,7 @@ class JobService(Service):
                 if not in_use or self.interrupted or time.monotonic() > patience:
                     advice = "change listen = in [job]"
                     if in_use:
-                        advice = "end the program that does, or name another port with listen ="
+                        advice = f"end the program that does, or {advice}"
                     raise StateError(
                         f"cannot listen on {description}: {error.socketError}; {advice}"
                     ) from None

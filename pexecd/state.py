@@ -17,7 +17,7 @@ from pexecd.errors import StateError
 from pexecd.jobs import read_table
 from pexecd.jobs.identity import Identity
 from pexecd.jobs.values import InputKind, Job
-from pexecd.master import Executable
+from pexecd.master import FAILURES_TOLD, Executable
 from pexecd.ports import JournalRecord, ResultDropped
 from pexecd.store import Journal, Recovery, Remapped, StateFolder
 from pexecd.units import Instant
@@ -49,6 +49,8 @@ class State:
     core: Session
     #: Tickets whose results are stored but were not judged.
     kept: list[int]
+    #: The first tasks that have failed, with their reasons.
+    failures: dict[int, str]
     executables: Mapping[str, Executable]
     #: The secret.
     session_id: str
@@ -89,7 +91,7 @@ def prepare(job: Job, start: Start, journal: Journal) -> Remapped | None:
         journal.load(lines, made_by | names)
     elif any(journal.meta.get(key) != value for key, value in made_by.items()):
         if journal.meta["recipe"] != made_by["recipe"] and not start.keep_old:
-            raise _recipe_changed(job, journal)
+            _refuse_another_recipe(job, journal.recovery())
         same_tasks = all(journal.meta.get(key) == made_by[key] for key in ("table", "commands"))
         remapped = journal.remap(lines, made_by)
         return None if same_tasks else remapped
@@ -138,19 +140,33 @@ def rebuild(job: Job, folder: StateFolder, journal: Journal, now: Instant) -> St
         recovery,
         core,
         recovery.kept(),
+        recovery.failures(FAILURES_TOLD),
         _keep_executables(job, folder.worker),
         journal.meta["session"],
         journal.meta["public"],
     )
 
 
-def _recipe_changed(job: Job, journal: Journal) -> StateError:
-    counts = journal.recovery().counts()
-    return StateError(
-        f"{job.path}: worker, results or validation have changed since {job.state} was begun, "
-        f"and it holds the results of {counts.done} tasks: --fresh throws them away, "
-        "--keep-old keeps them and uses what has changed for the others"
-    )
+def _refuse_another_recipe(job: Job, recovery: Recovery) -> None:
+    """Results of two recipes are not to be mixed unasked; where none are at stake, all is well."""
+    counts = recovery.counts()
+    # a ticket whose result waits for its verdict may live, or not
+    under_way = max(counts.living, len(recovery.kept()))
+    held = [
+        text
+        for count, text in (
+            (counts.done, f"the results of {counts.done} tasks"),
+            (counts.failed, f"{counts.failed} that have failed"),
+            (under_way, f"{under_way} that are under way"),
+        )
+        if count
+    ]
+    if held:
+        raise StateError(
+            f"{job.path}: worker, results or validation have changed since {job.state} was begun, "
+            f"and it holds {', '.join(held)}: --fresh throws them away, "
+            "--keep-old keeps them and uses what has changed for the others"
+        )
 
 
 def _policy(job: Job) -> Policy:

@@ -23,7 +23,7 @@ from pexecd.errors import StateError
 from pexecd.ports import Collected, JoblogRow, TaskRow
 from pexecd.store.folder import SPOOL
 from pexecd.store.problems import damaged
-from pexecd.store.reading import read_all_ended
+from pexecd.store.reading import read_all_ended, read_failures
 from pexecd.store.schema import open_reader
 
 _ENDS = {end.value: end for end in End}
@@ -37,6 +37,8 @@ class Counts:
     tickets: int
     done: int
     failed: int
+    #: Tickets without an end.
+    living: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,15 @@ class Recovery:
                 "SELECT (SELECT count(*) FROM tasks WHERE number > 0),"
                 " (SELECT count(*) FROM tickets WHERE task > 0),"
                 " (SELECT count(ticket) FROM settled WHERE task > 0),"
-                " (SELECT count(*) FROM settled WHERE task > 0 AND ticket IS NULL)"
+                " (SELECT count(*) FROM settled WHERE task > 0 AND ticket IS NULL),"
+                ' (SELECT count(*) FROM tickets WHERE task > 0 AND "end" IS NULL)'
             )
         return Counts(*found)
+
+    def failures(self, count: int) -> dict[int, str]:
+        """The first ``count`` tasks that have failed, by number, with their reasons."""
+        with self._reading() as connection:
+            return dict(read_failures(connection, 0, count))
 
     def settled(self) -> Iterator[tuple[int, int | None]]:
         """Tasks, by number, with the ticket whose result is theirs; None: it has failed."""

@@ -388,6 +388,31 @@ def test_a_changed_recipe_is_refused_until_told_otherwise(tmp_path: Path) -> Non
     assert job.statistics()["done"] == job.statistics()["tickets"] == 4
 
 
+def test_a_changed_recipe_is_fine_while_no_task_has_come_to_anything(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path / "job", ECHO.replace("echo $n", "sleep 6000"), numbers(3))
+    process = job.start()
+    wait_until(lambda: any("sleep 6000" in one for one in job.processes().values()))
+    interrupt(process)
+    job.finish(process, expect=130)
+    (job.path / "job.ini").write_text(ECHO + "[validate]\noutput = number\n")
+    job.run()
+    assert job.lines("results.txt") == ["n|output", "1|1", "2|2", "3|3"]
+
+
+def test_what_failed_earlier_is_still_named(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path / "job", ECHO.replace("echo $n", "test $n = 1"), numbers(3))
+    job.run(expect=1)
+    told = job.statistics()["failed_tasks"]
+    assert [one["task"] for one in told] == [2, 3]
+    printed = job.run(expect=1)
+    assert job.statistics()["failed_tasks"] == told
+    assert "failed   task 3: exit status 1" in printed
+    (job.path / "job.ini").write_text(
+        ECHO.replace("echo $n", "test $n = 1") + "[validate]\noutput = non_empty\n"
+    )
+    assert "the results of 1 tasks, 2 that have failed" in job.run(expect=2)
+
+
 def test_only_what_is_new_in_the_table_runs(tmp_path: Path) -> None:
     job = JobFolder(tmp_path / "job", ECHO, numbers(5))
     job.run()
