@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from pexecd.units import Seconds
 
+#: Exit status for bad files and usage (SPEC section 4).
+BAD_INPUT = 2
+
 #: So many characters of a peer's own words are passed on.
 MOST_WORDS = 300
 

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from pexecd.attempts import Attempts
 from pexecd.core.effects import Finish, TicketEnded
 from pexecd.core.values import Outcome, Statistics
-from pexecd.errors import BadInputError, JournalError, PexecdError, StateError
+from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
 from pexecd.jobs import Renderer
 from pexecd.jobs.cluster import HERE
 from pexecd.jobs.reach import is_loopback
@@ -55,9 +55,6 @@ from pexecd.telling import Teller
 from pexecd.units import Seconds
 
 T = TypeVar("T")
-
-#: Exit status for bad files and usage (SPEC section 4).
-BAD_INPUT = 2
 
 #: How often statistics.json is renewed.
 RENEWED: Seconds = 2.0

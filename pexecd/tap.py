@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 from twisted.logger import Logger
 from twisted.python import usage
 
-from pexecd.errors import BadInputError
+from pexecd.errors import BAD_INPUT, BadInputError
 from pexecd.jobs import read_job
-from pexecd.service import BAD_INPUT, JobService
+from pexecd.service import JobService
 from pexecd.state import Start
 from pexecd.summary import lines
 
@@ -37,6 +37,13 @@ class Options(usage.Options):
         "task succeeded, 1 some failed, 2 bad files or usage, 3 no host could be used."
     )
 
+    def parseOptions(self, options: Any = None) -> None:
+        """As ever, but for the exit status: twistd's own for bad usage means that tasks failed."""
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+        except usage.UsageError as error:
+            _leave(f"{self}\npexecd: {error}")
+
     def postOptions(self) -> None:
         """Read the job now, so that its mistakes are told before twistd goes to the background."""
         if self["job"] is None:
@@ -48,7 +55,6 @@ class Options(usage.Options):
 
 
 def _leave(text: str) -> NoReturn:
-    # usage.UsageError would end with status 1, which means that tasks failed.
     print(text, file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pexecd.errors import BadInputError
+from pexecd.errors import BAD_INPUT, BadInputError
 from pexecd.jobs import Renderer, read_job, read_table
-from pexecd.jobs.reach import is_loopback
-from pexecd.jobs.values import Job
-from pexecd.service import BAD_INPUT
+from pexecd.jobs.reach import listens_on_loopback
+from pexecd.jobs.templates import Pattern
+from pexecd.jobs.values import HostSpec, InputKind, InputRule, Job, Rendered
 
 #: So many commands are shown.
 SHOWN = 3
@@ -44,7 +44,7 @@ def check_job(path: Path, *, as_json: bool) -> int:
             print(error, file=sys.stderr)
         return BAD_INPUT
     renderer = Renderer(job)
-    commands = [shlex.join(renderer.render(cells).arguments) for cells in first]
+    commands = [_command(renderer.render(cells)) for cells in first]
     found = warnings(job)
     if as_json:
         json.dump(
@@ -74,12 +74,9 @@ def check_job(path: Path, *, as_json: bool) -> int:
 def settings(job: Job) -> Iterator[tuple[str, Any]]:
     """The settings in force, in the order and words of the job file."""
     yield "name", job.name
-    yield (
-        "hosts",
-        ", ".join(
-            host.name + (f" ({host.slots} slots)" if host.slots else "") for host in job.hosts
-        ),
-    )
+    if job.cluster:
+        yield "cluster", str(job.cluster)
+    yield "hosts", ", ".join(map(_host, job.hosts))
     yield "parameters", f"{job.parameters} ({', '.join(job.columns)})"
     yield "listen", job.listen or "a free port on loopback"
     if job.advertise:
@@ -97,7 +94,7 @@ def settings(job: Job) -> Iterator[tuple[str, Any]]:
     for name, text in job.env.items():
         yield f"env {name}", text
     for rule in job.inputs:
-        yield f"input {rule.file}", rule.kind.value
+        yield f"input {rule.file}", _input(rule)
     for result in job.results:
         yield f"result {result.name}", result.source
     for test in job.tests:
@@ -115,18 +112,37 @@ def settings(job: Job) -> Iterator[tuple[str, Any]]:
     yield "patience", f"{job.patience:g}"
     for name in ("delete_worker", "delete_client", "keep_failed"):
         yield name, _yes_no(getattr(job, name))
+    if job.ssh_config:
+        yield "ssh config", str(job.ssh_config)
 
 
 def warnings(job: Job) -> list[str]:
     """What works, but should be known."""
     found = []
-    remote = [host.name for host in job.hosts if not (host.local or is_loopback(host.address))]
-    if job.listen and remote:
+    if not listens_on_loopback(job.listen):
         found.append(
             f"listen = {job.listen}: hosts and master speak plain HTTP; whoever can read the "
             "network between them can read parameters and results, and send results of his own"
         )
     return found
+
+
+def _command(rendered: Rendered) -> str:
+    """A command that can be tried in a terminal; a shell's parameters are its variables."""
+    variables = [f"{name}={value}" for name, value in rendered.environment.items()]
+    return shlex.join([*(["env", *variables] if variables else []), *rendered.arguments])
+
+
+def _host(host: HostSpec) -> str:
+    name = "this computer" if host.local else host.name
+    return f"{name} ({host.slots} slots)" if host.slots else name
+
+
+def _input(rule: InputRule) -> str:
+    """As it was written, but for templates, of which only the text is known by now."""
+    if rule.kind is InputKind.TEMPLATE:
+        return "a template"
+    return f"<{rule.source.text}" if isinstance(rule.source, Pattern) else rule.source
 
 
 def _yes_no(value: bool) -> str:

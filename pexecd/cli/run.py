@@ -15,10 +15,10 @@ from zope.interface import implementer
 
 from pexecd.cli.progress import Progress, unheard
 from pexecd.core.ledger import COSTLY
-from pexecd.errors import BadInputError
+from pexecd.errors import BAD_INPUT, BadInputError
 from pexecd.jobs import read_job
 from pexecd.jobs.values import Job
-from pexecd.service import BAD_INPUT, JobService
+from pexecd.service import JobService
 from pexecd.state import Start
 from pexecd.summary import lines
 from pexecd.units import Seconds

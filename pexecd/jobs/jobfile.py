@@ -253,6 +253,13 @@ def _env(text: JobText, columns: Collection[str] | None) -> dict[str, str]:
             fields.mistake(entry, "names that begin with PEXEC_ are set by pexecd itself")
         elif entry.key in (columns or ()):
             fields.mistake(entry, "is a parameter, too, and with shell = yes both are variables")
+    for column in columns or ():
+        if column.startswith("PEXEC_"):
+            text.mistake(
+                text.fields("worker").entries["shell"].line,
+                f"shell = yes makes the parameter {column} a variable, but names that begin with "
+                "PEXEC_ are set by pexecd itself: give it another name in the table",
+            )
     return {entry.key: entry.value for entry in fields.entries.values()}
 
 

@@ -360,6 +360,26 @@ def test_check_shows_commands_and_settings_and_starts_nothing(tmp_path: Path) ->
     assert not job.state.exists()
 
 
+def test_check_shows_a_shell_command_that_can_be_tried(tmp_path: Path) -> None:
+    text = ECHO.replace("echo $n", 'echo "<$n>" | tr a b\nshell = yes') + "[input]\nstdin = n\n"
+    text = text.replace("[worker]", "listen = tcp:0\n[worker]")
+    job = JobFolder(tmp_path / "job", text, ["n", "it's $a"])
+    printed = job.finish(job.start(*PEXECD, "check", "job.ini")).splitlines()
+    command = printed[printed.index("Settings in force:") - 1]
+    assert subprocess.check_output(command, shell=True, text=True) == "<it's $b>\n"
+    assert "  hosts = this computer" in printed
+    assert "  input stdin = n" in printed
+    assert "plain HTTP" in printed[-1] + printed[0]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--jobs", "job.ini"], ["job.ini"]])
+def test_twistd_calls_bad_usage_what_pexecd_calls_it(tmp_path: Path, arguments: list[str]) -> None:
+    job = JobFolder(tmp_path / "job", ECHO, numbers(3))
+    twistd = str(Path(sys.executable).with_name("twistd"))
+    job.finish(job.start(twistd, "-n", "--pidfile=", "pexecd", *arguments), expect=2)
+    assert not job.state.exists()
+
+
 @pytest.mark.parametrize(("command", "status"), [("echo $n", 0), ("test $n = 1", 1)])
 def test_twistd_ends_with_the_same_status(tmp_path: Path, command: str, status: int) -> None:
     job = JobFolder(tmp_path / "job", ECHO.replace("echo $n", command), numbers(3))

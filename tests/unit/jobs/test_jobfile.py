@@ -315,6 +315,15 @@ def test_with_a_shell_a_variable_cannot_be_a_parameter_too(folder: Folder) -> No
     ]
 
 
+def test_with_a_shell_no_parameter_may_hide_a_variable_of_pexecd(folder: Folder) -> None:
+    folder.write("sweep.txt", "PEXEC_TASK\n7\n")
+    text = "[job]\nparameters = sweep.txt\n[worker]\ncommand = x\nshell = {}\n"
+
+    assert folder.job(text.format("no")).columns == ("PEXEC_TASK",)
+    [mistake] = folder.mistakes(text.format("yes"))
+    assert mistake.startswith("job.ini:5: shell = yes makes the parameter PEXEC_TASK a variable")
+
+
 def test_variables_are_not_checked_against_a_table_that_is_wrong(folder: Folder) -> None:
     folder.write("sweep.txt", "L|L\n1|2\n")
 
