@@ -156,8 +156,8 @@ def _refuse_another_recipe(job: Job, recovery: Recovery) -> None:
         text
         for count, text in (
             (counts.done, f"the results of {counts.done} tasks"),
-            (counts.failed, f"{counts.failed} that have failed"),
-            (under_way, f"{under_way} that are under way"),
+            (counts.failed, f"{counts.failed} failed tasks"),
+            (under_way, f"{under_way} tasks under way"),
         )
         if count
     ]

@@ -430,7 +430,7 @@ def test_what_failed_earlier_is_still_named(tmp_path: Path) -> None:
     (job.path / "job.ini").write_text(
         ECHO.replace("echo $n", "test $n = 1") + "[validate]\noutput = non_empty\n"
     )
-    assert "the results of 1 tasks, 2 that have failed" in job.run(expect=2)
+    assert "the results of 1 tasks, 2 failed tasks" in job.run(expect=2)
 
 
 def test_only_what_is_new_in_the_table_runs(tmp_path: Path) -> None:
