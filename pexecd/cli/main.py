@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def main() -> None:
     Exit status: 0 every task succeeded; 1 some failed; 2 bad files or usage; 3 no host
     could be used; 130 interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed
+        # What a terminal cannot show must not stop us, as Python has it for stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @main.command()

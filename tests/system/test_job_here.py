@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -358,6 +359,12 @@ def test_check_shows_commands_and_settings_and_starts_nothing(tmp_path: Path) ->
     assert "echo 1" in printed
     assert "attempts = 3" in printed
     assert not job.state.exists()
+
+
+def test_a_terminal_that_knows_few_characters_gets_them_written_out(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path / "job", ECHO, ["n", "größe"])
+    coding = f"PYTHONIOENCODING=ascii exec {shlex.join(PEXECD)}"
+    assert r"gr\xf6\xdfe" in job.finish(job.start("/bin/sh", "-c", f"{coding} check job.ini"))
 
 
 def test_check_shows_a_shell_command_that_can_be_tried(tmp_path: Path) -> None:
