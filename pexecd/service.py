@@ -204,7 +204,8 @@ class JobService(Service):
             await launcher.stop()
             # Last, for clients that leave may still bring results.
             report = await collector.finish()
-            self.status = _status(finish, report)
+            finish = _with_collection(finish, report)
+            self.status = finish.outcome.value
             self._numbers = self._summary(session, finish, report)
             statistics.write(self._numbers)
 
@@ -366,11 +367,11 @@ class _LeavingError(Exception):
     """The master leaves before the end of the run."""
 
 
-def _status(finish: Finish, report: CollectReport) -> int:
-    """The exit status: a run whose results are not all where they belong was no success."""
+def _with_collection(finish: Finish, report: CollectReport) -> Finish:
+    """How a run ended: one whose results are not all where they belong was no success."""
     if finish.outcome is Outcome.SUCCEEDED and (report.not_collected or report.errors):
-        return Outcome.SOME_FAILED.value
-    return finish.outcome.value
+        return Finish(Outcome.SOME_FAILED, "not all results could be collected")
+    return finish
 
 
 def _changed(remapped: Remapped) -> str:

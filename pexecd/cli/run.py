@@ -117,6 +117,10 @@ def _print_end(service: JobService, job: Job, as_json: bool) -> None:
         if any(numbers["ends"][end.value] for end in COSTLY):
             # What the worker said is what people want to see next.
             text.append(f"see      {job.state / 'log' / 'failures.log'}")
+        if numbers["failed"]:
+            text.append("again    with --retry-failed the failed tasks are tried again")
+        if numbers["not_collected"]:
+            text.append("again    with --recollect the collect function is called again for those")
     try:
         print("\n".join(text), flush=True)
     except OSError:  # nobody reads it, or the disk is full: statistics.json has it

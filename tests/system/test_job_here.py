@@ -519,6 +519,32 @@ def test_what_failed_is_tried_again_when_told_to(tmp_path: Path) -> None:
     assert statistics["tickets"] == 6
 
 
+def test_what_was_not_collected_is_no_success_and_is_collected_when_asked(tmp_path: Path) -> None:
+    collect = """\
+import pathlib
+
+def collect(parameters, result):
+    if parameters["n"] == "2" and not pathlib.Path("mended").exists():
+        raise ValueError("not yet")
+    with open("seen", "a") as seen:
+        seen.write(result["output"].text())
+"""
+    text = ECHO + "function = collect.py:collect\n"
+    job = JobFolder(tmp_path / "job", text, numbers(3), {"collect.py": collect})
+    for _ in range(2):
+        printed = job.run(expect=1)
+        assert "task 2: collect.py:collect raised ValueError: not yet" in printed
+        assert "--recollect" in printed
+        statistics = job.statistics()
+        assert statistics["outcome"] == "some failed"
+        assert [one["task"] for one in statistics["not_collected"]] == [2]
+        assert job.lines("seen") == ["1", "3"]
+        (job.path / "mended").touch()
+    job.run("--recollect")
+    assert job.lines("seen") == ["1", "3", "2"]
+    assert job.statistics()["outcome"] == "succeeded"
+
+
 def test_a_fresh_start_sends_the_clients_of_the_run_before_away(tmp_path: Path) -> None:
     text = ECHO + "[client]\nping = 1\n"
     job = JobFolder(tmp_path / "job", text.replace("echo $n", "sleep 6000"), numbers(3))
