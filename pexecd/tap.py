@@ -34,7 +34,8 @@ class Options(usage.Options):
     ]
     longdesc = (
         "Works on a job until every task has its result, then ends. Exit status with -n: 0 every "
-        "task succeeded, 1 some failed, 2 bad files or usage, 3 no host could be used."
+        "task succeeded, 1 some failed, 2 bad files or usage, 3 no host could be used, "
+        "130 interrupted."
     )
 
     def parseOptions(self, options: Any = None) -> None:

@@ -153,6 +153,7 @@ class Fields:
             hint = did_you_mean(entry.key, known)
             if not hint and entry.key in elsewhere:
                 hint = f", it belongs to [{elsewhere[entry.key]}]"
+            hint = hint or did_you_mean(entry.key, elsewhere)
             self.text.mistake(entry.line, f"[{self.name}] has no key '{entry.key}'{hint}")
 
 
