@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import os
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from pexecd.errors import StateError
@@ -118,13 +120,21 @@ def _prepare(path: Path) -> None:
             f"{path}: belongs to another user; name another place with state = in [job]"
         )
     names = set(os.listdir(path))
-    if names and not names & {_LOCK, DATABASE}:
+    # A lock alone says little, for others call theirs so, too; and --fresh deletes.
+    if names and DATABASE not in names and not (_LOCK in names and _all_ours(names)):
         raise StateError(
             f"{path}: not a state folder of pexecd, for it holds other files; name another "
             "place with state = in [job]"
         )
     if status.st_mode & 0o077:
         path.chmod(0o700)
+
+
+def _all_ours(names: Iterable[str]) -> bool:
+    """Whether a master without a database (it was about to make one) may have put these there."""
+    return all(
+        any(fnmatch.fnmatchcase(name, pattern) for pattern in (_LOCK, *_CONTENT)) for name in names
+    )
 
 
 def _words(error: OSError) -> str:

@@ -52,6 +52,17 @@ def test_another_process_is_named_and_its_death_frees_the_folder(tmp_path: Path)
     StateFolder.claim(tmp_path / "state").release()
 
 
+def test_a_lock_beside_other_files_is_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    (tmp_path / "log").mkdir()
+    StateFolder.claim(tmp_path).release()
+    (tmp_path / "notes").touch()
+    with pytest.raises(StateError, match="holds other files"):
+        StateFolder.claim(tmp_path)
+    (tmp_path / "session.db").touch()
+    StateFolder.claim(tmp_path).release()
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(StateError, match="holds other files; name another place with state ="):
@@ -73,6 +84,7 @@ def test_a_fresh_start_deletes_what_was_stored_and_nothing_else(tmp_path: Path) 
     (folder.spool / "10000-x").touch()
     folder.clear()
     assert sorted(os.listdir(folder.path)) == ["lock", "notes.txt"]
+    (folder.path / "notes.txt").unlink()
     with pytest.raises(StateError, match="held by"):
         StateFolder.claim(folder.path)
     folder.release()
