@@ -52,9 +52,8 @@ def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
         from pexecd.state import Start  # noqa: PLC0415
 
         status = run_job(job, Start(**start), as_json=as_json, verbose=verbose)
-    except KeyboardInterrupt:  # before the run catches it; click's own answer is status 1
-        click.echo("pexecd: interrupted; nothing was started", err=True)
-        status = Outcome.INTERRUPTED.value
+    except KeyboardInterrupt:  # before the run catches it
+        status = _interrupted()
     sys.exit(status)
 
 
@@ -63,9 +62,19 @@ def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def check(job: Path, as_json: bool) -> None:
     """Check the files of JOB and show its first commands and settings; start nothing."""
-    from pexecd.cli.check import check_job  # noqa: PLC0415
+    try:
+        from pexecd.cli.check import check_job  # noqa: PLC0415
 
-    sys.exit(check_job(job, as_json=as_json))
+        status = check_job(job, as_json=as_json)
+    except KeyboardInterrupt:
+        status = _interrupted()
+    sys.exit(status)
+
+
+def _interrupted() -> int:
+    """The exit status; click's own answer is 1, which means that tasks failed."""
+    click.echo("pexecd: interrupted; nothing was started", err=True)
+    return Outcome.INTERRUPTED.value
 
 
 if __name__ == "__main__":

@@ -109,9 +109,9 @@ class FailureLog(_AttemptLog):
             return ""
         began = datetime.fromtimestamp(row.given, UTC).isoformat(" ", "seconds")
         text = [
-            f"task {row.task}, ticket {row.ticket}, on {row.host}: {row.end}: {row.reason}",
+            f"task {row.task}, ticket {row.ticket}, on {row.host}: {row.end}: {_plain(row.reason)}",
             f"  began {began}, took {row.seconds:.3f} s",
-            f"  exit status {row.exit_status}, signal {row.signal}",
+            *([f"  {how}"] if (how := _how_it_ended(row)) else []),
             f"  {command}",
             *(f"  | {line}" for line in row.stderr.decode("utf-8", "replace").splitlines()),
         ]
@@ -175,6 +175,13 @@ def _unwritten(path: Path, error: OSError) -> StateError:
     return StateError(f"{path}: cannot be written: {error.strerror}; start again when it can be")
 
 
+def _how_it_ended(row: JoblogRow) -> str:
+    """The end of the worker itself, where it is known: not of a lost one, say."""
+    if row.signal:
+        return f"signal {row.signal}"
+    return f"exit status {row.exit_status}" if row.exit_status >= 0 else ""
+
+
 def _line(row: JoblogRow, command: str) -> str:
     columns = (
         row.task,
@@ -190,4 +197,8 @@ def _line(row: JoblogRow, command: str) -> str:
         row.end,
         row.reason,
     )
-    return "\t".join(str(column).translate(_PLAIN) for column in columns) + "\n"
+    return "\t".join(_plain(str(column)) for column in columns) + "\n"
+
+
+def _plain(text: str) -> str:
+    return text.translate(_PLAIN)

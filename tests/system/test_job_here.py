@@ -309,9 +309,10 @@ def test_a_run_ends_also_when_nobody_reads_what_it_prints(
     job.assert_nothing_left()
 
 
-def test_ctrl_c_while_the_files_are_read_is_an_interruption_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_ctrl_c_while_the_files_are_read_is_an_interruption_too(tmp_path: Path, verb: str) -> None:
     job = JobFolder(tmp_path / "job", ECHO, numbers(400_000))
-    process = job.start()
+    process = job.start(*PEXECD, verb, "job.ini")
 
     def reading() -> bool:
         with contextlib.suppress(FileNotFoundError):  # one that was just closed

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from pexecd.errors import StateError
 from pexecd.ports import JoblogRow
 from pexecd.store.batches import RETRIED
-from pexecd.store.reports import Joblog, StatisticsFile, write_json
+from pexecd.store.reports import FailureLog, Joblog, StatisticsFile, write_json
 from tests.pump import Pump
 from tests.unit.store.conftest import Limit
 
@@ -34,6 +35,26 @@ def test_the_joblog_is_gnu_parallels_with_more_columns(tmp_path: Path, pump: Pum
         f"17\tlab1\t1500000000.000\t0.123\t0\t12\t3\t0\t{command}\t10016\tfailed\texit status 3"
         for command in ("ising -L 32", "echo 'a b'", "third")
     ]
+
+
+def test_the_failure_log_says_how_a_worker_ended_where_that_is_known(
+    tmp_path: Path, pump: Pump
+) -> None:
+    path = tmp_path / "failures.log"
+    failures = FailureLog(path, pump)
+    failures.add(replace(ROW, stderr=b"no such\nlattice\n"), "ising -L 32")
+    failures.add(replace(ROW, ticket=10017, signal=9), "ising")
+    failures.add(replace(ROW, ticket=10018, end="lost", reason="gone", exit_status=-1), "ising")
+    failures.add(replace(ROW, end="done"), "ising")
+    pump.wait(failures.close())
+    began = "  began 2017-07-14 02:40:00+00:00, took 0.123 s\n"
+    assert path.read_text() == (
+        f"task 17, ticket 10016, on lab1: failed: exit status 3\n{began}"
+        "  exit status 3\n  ising -L 32\n  | no such\n  | lattice\n\n"
+        f"task 17, ticket 10017, on lab1: failed: exit status 3\n{began}"
+        "  signal 9\n  ising\n\n"
+        f"task 17, ticket 10018, on lab1: lost: gone\n{began}  ising\n\n"
+    )
 
 
 def test_an_old_joblog_is_replaced(tmp_path: Path, pump: Pump) -> None:
