@@ -82,6 +82,7 @@ class JobService(Service):
         status: the exit status (SPEC section 4); 1 until the end is known.
         problem: why the job could not be worked on, in one line; else empty.
         interrupted: why the run was interrupted; empty when it was not.
+        doing: what keeps it from beginning, for who waits; empty afterwards.
 
     Two ways lead out before the end. ``interrupt`` ends the run: workers and clients stop.
     ``stopService``, or whatever goes wrong in here, ends the master alone, as ``kill -9``
@@ -97,6 +98,7 @@ class JobService(Service):
         self.status = Outcome.SOME_FAILED.value
         self.problem = ""
         self.interrupted = ""
+        self.doing = ""
         self._reactor = reactor
         self._job = job
         self._start = start
@@ -153,7 +155,7 @@ class JobService(Service):
         Whatever was opened is closed in reverse order, however this ends.
         """
         async with AsyncExitStack() as stack:
-            self._notifier.status("reading what is stored")
+            self._say("reading what is stored")
             folder = await self._in_thread(StateFolder.claim, self._job.state)
             stack.callback(folder.release)
             port_before = "0"
@@ -171,6 +173,7 @@ class JobService(Service):
             session, collector = await self._session_for(stack, folder, state)
             statistics = StatisticsFile(folder.statistics, self._reactor)
             _closing(stack, statistics.close)
+            self.doing = ""
             session.go_on(state.kept, strangers=journal.meta.get(_CLIENTS) == "left")
             self._session = session
             # it may fail before it is awaited
@@ -215,8 +218,19 @@ class JobService(Service):
         paused = f"paused: {session.disk.full}; " if session.disk.full else ""
         self._notifier.status(f"{paused}{now.done} of {now.tasks} done, {now.failed} failed")
 
+    def _say(self, doing: str) -> None:
+        self.doing = doing
+        self._notifier.status(doing)
+
+    def _stay(self) -> None:
+        """For a time when nothing has begun that would have to be ended in order."""
+        if self.interrupted or self._leaving:
+            raise _LeavingError
+
     async def _state_from(self, folder: StateFolder, journal: Journal) -> State:
-        remapped = await self._in_thread(prepare, self._job, self._start, journal)
+        if not journal.loaded:
+            self._say(f"storing {self._job.tasks} lines of the table")
+        remapped = await self._in_thread(prepare, self._job, self._start, journal, self._stay)
         if remapped is not None:
             self._log.warn("{text}", text=_changed(remapped))
         records = await self._in_thread(repairs, self._start, journal.recovery())

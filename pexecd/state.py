@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pexecd.jobs.identity import Identity
 from pexecd.jobs.values import InputKind, Job
 from pexecd.master import FAILURES_TOLD, Executable
 from pexecd.ports import JournalRecord, ResultDropped
-from pexecd.store import Journal, Recovery, Remapped, StateFolder
+from pexecd.store import Journal, Line, Recovery, Remapped, StateFolder
 from pexecd.units import Instant
 
 #: The bytes read at once where a whole file is looked at.
@@ -58,7 +58,9 @@ class State:
     public: str
 
 
-def prepare(job: Job, start: Start, journal: Journal) -> Remapped | None:
+def prepare(
+    job: Job, start: Start, journal: Journal, loading: Callable[[], object] = lambda: None
+) -> Remapped | None:
     """Load the table into a new journal, or bring an old one up to what the job is now.
 
     Blocks: call it in a thread.
@@ -67,6 +69,8 @@ def prepare(job: Job, start: Start, journal: Journal) -> Remapped | None:
         job: the job, read and checked.
         start: how to begin.
         journal: the journal of its state folder.
+        loading: called for each line that a new journal gets; what it raises ends that, and the
+            next start loads the table anew.
 
     Returns:
         What became of the tasks when the table had changed; None when it had not.
@@ -88,7 +92,7 @@ def prepare(job: Job, start: Start, journal: Journal) -> Remapped | None:
             "session": secrets.token_hex(24),
             "public": f"{job.name}-{secrets.token_hex(4)}",
         }
-        journal.load(lines, made_by | names)
+        journal.load(_each(lines, loading), made_by | names)
     elif any(journal.meta.get(key) != value for key, value in made_by.items()):
         if journal.meta["recipe"] != made_by["recipe"] and not start.keep_old:
             _refuse_another_recipe(job, journal.recovery())
@@ -96,6 +100,12 @@ def prepare(job: Job, start: Start, journal: Journal) -> Remapped | None:
         remapped = journal.remap(lines, made_by)
         return None if same_tasks else remapped
     return None
+
+
+def _each(lines: Iterable[Line], called: Callable[[], object]) -> Iterator[Line]:
+    for line in lines:
+        called()
+        yield line
 
 
 def repairs(start: Start, recovery: Recovery) -> list[JournalRecord]:

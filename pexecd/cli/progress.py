@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, TextIO
 
 from pexecd.core.values import Statistics
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: How often a plain line is printed when there is no terminal.
 PLAIN_EVERY: Seconds = 10.0
+
+#: What keeps a run from beginning is printed once it takes so long.
+PATIENCE: Seconds = 2.0
 
 #: The rate is that of this last stretch of time.
 RATE_OVER: Seconds = 30.0
@@ -37,6 +41,8 @@ class Progress:
         self._stream = stream
         self._history: deque[tuple[Instant, int]] = deque()
         self._plain_at: Instant | None = None
+        self._doing = ""
+        self._doing_since: Instant = 0.0
         self._shown: tuple[int, int] | None = None
         self._live: Live | None = None
         if stream is not None and stream.isatty():
@@ -57,12 +63,28 @@ class Progress:
         elif self._stream is not None:
             print(text, file=self._stream, flush=True)
 
-    def show(self, numbers: Statistics | None) -> None:
-        """Renew what is shown; call it some times a second."""
-        if numbers is None:
-            return
+    def show(self, numbers: Statistics | None, doing: str = "") -> None:
+        """Renew what is shown; call it some times a second.
+
+        Args:
+            numbers: of this moment; None before work has begun.
+            doing: what keeps it from beginning.
+        """
         with self._while_it_is_there():
-            self._show(numbers)
+            if numbers is not None:
+                self._show(numbers)
+            elif doing:
+                self._show_doing(doing)
+
+    def _show_doing(self, doing: str) -> None:
+        now = time.monotonic()
+        if doing != self._doing:
+            self._doing, self._doing_since = doing, now
+        if self._live is not None:
+            self._live.update(doing, refresh=True)
+        elif now - self._doing_since >= PATIENCE:
+            self._doing_since = inf
+            self._say(doing)
 
     def _show(self, numbers: Statistics) -> None:
         now = time.monotonic()

@@ -7,12 +7,13 @@ from pexecd.store.journal import Journal
 from pexecd.store.recovery import LostResult, Recovery
 from pexecd.store.reports import FailureLog, Joblog, StatisticsFile, write_json
 from pexecd.store.spool import Spool
-from pexecd.store.table import Remapped
+from pexecd.store.table import Line, Remapped
 
 __all__ = [
     "FailureLog",
     "Joblog",
     "Journal",
+    "Line",
     "LostResult",
     "Recovery",
     "Remapped",

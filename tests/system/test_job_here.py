@@ -326,6 +326,20 @@ def test_ctrl_c_while_the_files_are_read_is_an_interruption_too(tmp_path: Path, 
     job.assert_nothing_left()
 
 
+def test_ctrl_c_while_the_table_is_stored_ends_that_and_the_next_run_stores_it(
+    tmp_path: Path,
+) -> None:
+    job = JobFolder(tmp_path / "job", ECHO.replace("echo $n", "echo $x"), ["x", *["1"] * 300_000])
+    process = job.start()
+    wait_until((job.state / "session.db").exists)
+    interrupt(process)
+    job.finish(process, expect=130)
+    (job.path / "table.txt").write_text("x\n1\n2\n")
+    job.run()
+    assert job.lines("results.txt") == ["x|output", "1|1", "2|2"]
+    job.assert_nothing_left()
+
+
 def test_a_typo_does_not_cost_a_night(tmp_path: Path) -> None:
     job = JobFolder(tmp_path / "job", ECHO.replace("echo $n", "no-such-program $n"), numbers(500))
     printed = job.run(expect=1)

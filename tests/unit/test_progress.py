@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 
 import pytest
@@ -31,3 +32,16 @@ def test_there_is_no_stream() -> None:
     shown.show(NUMBERS)
     shown.say("something")
     shown.close()
+
+
+def test_what_takes_long_before_the_beginning_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    shown = Progress(stream)
+    shown.show(None, "storing 9 lines of the table")
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    shown.show(None, "storing 9 lines of the table")
+    shown.show(None, "storing 9 lines of the table")
+    assert stream.getvalue() == "storing 9 lines of the table\n"
