@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as DeadlinePassedError
-from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -31,6 +32,7 @@ from pexecd.ssh.knownhosts import (
     lookup_name,
     read_known_hosts,
 )
+from pexecd.ssh.names import look_up
 from pexecd.ssh.settings import Settings, read_settings
 from pexecd.ssh.transport import Deadlines, Transport
 from pexecd.units import Seconds
@@ -138,18 +140,35 @@ class Connector:
 
     async def _reach(self, host: HostSpec, settings: Settings, transport: Transport) -> None:
         limit = settings.connect_timeout or self._deadlines.connect
+        addresses = await self._addresses(host, settings, limit)
         factory = Factory.forProtocol(lambda: transport)
         factory.noisy = False
-        endpoint = HostnameEndpoint(self._reactor, settings.hostname, settings.port, limit)
+        deadline = self._reactor.seconds() + limit
+        while True:
+            address = addresses.pop(0)
+            # like ssh one after another, but a dead one leaves time for those behind it
+            share = max(0.0, deadline - self._reactor.seconds()) / (len(addresses) + 1)
+            kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
+            try:
+                await kind(self._reactor, address, settings.port, share).connect(factory)
+            except error.ConnectError as problem:
+                if not addresses:
+                    raise _explain(host.name, settings, problem, limit) from problem
+            else:
+                return
+
+    async def _addresses(self, host: HostSpec, settings: Settings, limit: Seconds) -> list[str]:
+        name = settings.hostname
         try:
-            await endpoint.connect(factory).addTimeout(limit, self._reactor)
-        except (
-            DeadlinePassedError,
-            error.ConnectError,
-            error.DNSLookupError,
-            ValueError,
-        ) as problem:
-            raise _explain(host.name, settings, problem, limit) from problem
+            found = look_up(self._reactor, name, settings.address_family)
+            return await found.addTimeout(limit, self._reactor)
+        except DeadlinePassedError:
+            what = f"the name service does not answer for {name} within {limit:g} s"
+            raise TimedOutError(host.name, CONNECT, what) from None
+        except (socket.gaierror, UnicodeError) as problem:
+            said = problem.strerror if isinstance(problem, socket.gaierror) else str(problem)
+            what = f"no address for {name}"
+            raise NameUnknownError(host.name, CONNECT, what, said or "") from problem
 
     async def _remember(self, host: HostSpec, settings: Settings, key: bytes) -> None:
         if not settings.own_known_hosts:
@@ -179,15 +198,13 @@ def _look_up(settings: Settings) -> KnownKeys:
     return known_keys(entries, settings.hostname, settings.port, settings.host_key_alias)
 
 
-def _explain(host: str, settings: Settings, problem: Exception, limit: Seconds) -> HostError:
+def _explain(
+    host: str, settings: Settings, problem: error.ConnectError, limit: Seconds
+) -> HostError:
     where = f"{settings.hostname} port {settings.port}"
-    if isinstance(problem, error.DNSLookupError | ValueError):
-        return NameUnknownError(host, CONNECT, f"no address for {settings.hostname}", str(problem))
     if isinstance(problem, error.ConnectionRefusedError):
         return RefusedError(host, CONNECT, f"connection refused by {where}")
-    timed_out = isinstance(
-        problem, DeadlinePassedError | error.TimeoutError | error.TCPTimedOutError
-    )
-    if timed_out or getattr(problem, "osError", None) == errno.ETIMEDOUT:
+    timed_out = isinstance(problem, error.TimeoutError | error.TCPTimedOutError)
+    if timed_out or problem.osError == errno.ETIMEDOUT:
         return TimedOutError(host, CONNECT, f"no connection to {where} within {limit:g} s")
     return NoRouteError(host, CONNECT, f"no connection to {where}", str(problem))

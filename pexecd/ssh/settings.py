@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,12 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
 from pexecd.jobs.values import HostSpec
-from pexecd.ssh.errors import SettingsError, SSHMissingError, UnsupportedSettingError
+from pexecd.ssh.errors import (
+    SettingsError,
+    SSHMissingError,
+    TimedOutError,
+    UnsupportedSettingError,
+)
 from pexecd.units import Seconds
 
 STAGE = "settings"
@@ -38,6 +44,9 @@ UNSUPPORTED = {
     "bindaddress": "BindAddress",
     "bindinterface": "BindInterface",
 }
+
+#: Values of AddressFamily; else any.
+FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Settings:
     accept_new: bool
     #: Names of new entries in known_hosts are hashed.
     hash_known_hosts: bool
+    address_family: socket.AddressFamily
     connect_timeout: Seconds | None
 
 
@@ -107,6 +117,7 @@ async def read_settings(
     Raises:
         SSHMissingError, SettingsError, UnsupportedSettingError: these never go away by
             themselves.
+        TimedOutError: it took longer.
     """
     if host.address.startswith("-") or (host.user or "").startswith("-"):
         raise SettingsError(host.name, STAGE, "a name that begins with '-' would be an option")
@@ -124,7 +135,8 @@ async def read_settings(
     try:
         status, out, err = await question.answer.addTimeout(limit, reactor)
     except DeadlinePassedError:
-        raise SettingsError(host.name, STAGE, f"`ssh -G` took over {limit:g} s") from None
+        # not by itself, but by the name service (CanonicalizeHostname) or commands (Match exec)
+        raise TimedOutError(host.name, STAGE, f"`ssh -G` took over {limit:g} s") from None
     if status != 0:
         raise SettingsError(host.name, STAGE, "`ssh -G` failed", err.decode("utf-8", "replace"))
     return parse_settings(os.fsdecode(out), host, around)
@@ -198,6 +210,7 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         host_key_alias=alias,
         accept_new=last("stricthostkeychecking") in ("accept-new", "no", "false", "off"),
         hash_known_hosts=last("hashknownhosts") in ("yes", "true"),
+        address_family=FAMILIES.get(last("addressfamily"), socket.AF_UNSPEC),
         connect_timeout=float(timeout) if timeout.isdecimal() and int(timeout) else None,
     )
 

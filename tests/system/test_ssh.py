@@ -8,9 +8,10 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from twisted.internet import reactor as installed_reactor
@@ -251,6 +252,55 @@ class TestReaching(SSHCase):
     async def test_unknown_name(self) -> None:
         await self.fails(NameUnknownError, spec=self.spec(22, "no-such-host.invalid"))
 
+    def unanswered(self) -> HostSpec:
+        """A port whose queue is full: packets to it are dropped, as by a host that is gone."""
+        listening = socket.socket()
+        self.addCleanup(listening.close)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        there = listening.getsockname()
+        for _ in range(2):
+            filler = socket.socket()
+            self.addCleanup(filler.close)
+            filler.setblocking(False)
+            filler.connect_ex(there)
+        return self.spec(there[1])
+
+    def silence_the_name_service(self) -> Deferred[None]:
+        """As a dead one would be, which cannot be had here; fires when it is asked."""
+        asked: Deferred[None] = Deferred()
+        over = threading.Event()
+
+        def getaddrinfo(*_: object) -> NoReturn:
+            reactor.callFromThread(asked.callback, None)
+            over.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "too late")
+
+        self.patch(socket, "getaddrinfo", getaddrinfo)
+        self.addCleanup(over.set)
+        return asked
+
+    async def test_a_name_service_that_does_not_answer(self) -> None:
+        self.silence_the_name_service()
+        spec = self.spec(22, "lab.invalid")
+        error = await self.fails(TimedOutError, spec=spec, deadlines=Deadlines(connect=0.2))
+        self.assertIn("the name service does not answer for lab.invalid", str(error))
+
+    async def test_an_address_that_is_dead_before_one_that_is_not(self) -> None:
+        def getaddrinfo(*_: object) -> list[Any]:
+            pair = [("127.0.0.2", 0), (plain.address, 0)]  # nobody listens at the first
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", there) for there in pair]
+
+        config = lab.ssh_config(plain, extra=f"HostKeyAlias [{plain.address}]:{plain.port}")
+        self.patch(socket, "getaddrinfo", getaddrinfo)
+        await self.connect(config=config, spec=HostSpec("two", plain.address))
+
+    async def test_packets_that_are_dropped(self) -> None:
+        spec = self.unanswered()
+        error = await self.fails(TimedOutError, spec=spec, deadlines=Deadlines(connect=0.2))
+        self.assertEqual(error.stage, "connect")
+        self.assertTrue(error.retry)
+
     async def test_silent_peer(self) -> None:
         spec = self.listen(b"")
         error = await self.fails(TimedOutError, spec=spec, deadlines=Deadlines(greeting=0.2))
@@ -287,14 +337,29 @@ class TestReaching(SSHCase):
         self.assertIn("ProxyJump", str(error))
         self.assertFalse(error.retry)
 
-    async def test_cancelled_while_it_waits(self) -> None:
-        spec = self.listen(b"")
-        connector = Connector(reactor, lab.ssh_config(plain))
-        waiting = connector.connect(spec)
-        await self.connected
+    async def cancelled(self, spec: HostSpec, when: Deferred[None]) -> None:
+        waiting = Connector(reactor, lab.ssh_config(plain)).connect(spec)
+        await when
         waiting.cancel()
         with self.assertRaises(CancelledError):
             await waiting
+
+    async def test_cancelled_while_it_waits_for_the_greeting(self) -> None:
+        await self.cancelled(self.listen(b""), self.connected)
+
+    async def test_cancelled_while_it_looks_up_the_name(self) -> None:
+        await self.cancelled(self.spec(22, "lab.invalid"), self.silence_the_name_service())
+
+    async def test_cancelled_while_it_connects(self) -> None:
+        spec = self.unanswered()
+        connect, connecting = reactor.connectTCP, Deferred[None]()
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            reactor.callLater(0, connecting.callback, None)
+            return connect(*args, **kwargs)
+
+        self.patch(reactor, "connectTCP", noted)
+        await self.cancelled(spec, connecting)
 
 
 class TestCommands(SSHCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_what_is_read() -> None:
         host_key_alias=None,
         accept_new=False,
         hash_known_hosts=False,
+        address_family=socket.AF_UNSPEC,
         connect_timeout=None,
     )
 
@@ -82,8 +84,9 @@ def test_agent(value: str, agent: str | None) -> None:
 def test_the_rest() -> None:
     settings = parse(
         "connecttimeout 7\nhostkeyalias lab\nhashknownhosts yes\nidentitiesonly yes\n"
-        "userknownhostsfile none\nproxycommand none\n"
+        "userknownhostsfile none\nproxycommand none\naddressfamily inet6\n"
     )
+    assert settings.address_family == socket.AF_INET6
     assert (settings.connect_timeout, settings.host_key_alias) == (7.0, "lab")
     assert (settings.hash_known_hosts, settings.identities_only) == (True, True)
     assert (len(settings.known_hosts), settings.own_known_hosts) == (2, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from socket import AF_INET
+
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -14,7 +16,7 @@ from pexecd.ssh.knownhosts import known_keys
 from pexecd.ssh.settings import Settings
 from pexecd.ssh.transport import Deadlines, Transport
 
-SETTINGS = Settings("lab", 22, "ann", (), False, None, (), 0, None, False, False, None)
+SETTINGS = Settings("lab", 22, "ann", (), False, None, (), 0, None, False, False, AF_INET, None)
 VERSION = b"SSH-2.0-Test\r\n"
 
 
