@@ -16,10 +16,12 @@ PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(13, 5, -1)), "pyth
 
 _OLD_ENOUGH = "import sys; sys.exit(sys.version_info < (3, 6))"
 
+# The folder first: nothing is copied into one that others could change.
 _VERIFY = (
     "import hashlib, os, sys; folder, file, wanted = sys.argv[1:]; about = os.stat(folder); "
     f"sys.exit({FOLDER} if about.st_uid != os.getuid() or about.st_mode & 0o022 else {NOT_THERE} "
-    'if hashlib.sha256(open(file, "rb").read()).hexdigest() != wanted else 0)'
+    "if not os.path.isfile(file) "
+    'or hashlib.sha256(open(file, "rb").read()).hexdigest() != wanted else 0)'
 )
 
 # The checksum on standard output says that the script ran: a start-up file of the login shell
@@ -40,7 +42,6 @@ done;
   exit {NO_PYTHON}; }};
 mkdir -p "$folder" || exit {FOLDER};
 [ -w "$folder" ] || {{ echo "$folder cannot be written to" >&2; exit {FOLDER}; }};
-[ -f "$folder/$file" ] || exit {NOT_THERE};
 "$found" -c '{_VERIFY}' "$folder" "$folder/$file" "$sum" </dev/null;
 status=$?;
 [ "$status" != {FOLDER} ] ||

@@ -126,6 +126,9 @@ class Connector:
             _events.warn("ssh-agent is not used: {problem}", problem=problem)
             agent.close()
             return None, []
+        except CancelledError:
+            agent.close()
+            raise
 
     async def _log_in(self, host: HostSpec, settings: Settings, transport: Transport) -> Connection:
         await self._reach(host, settings, transport)

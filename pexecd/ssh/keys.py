@@ -17,7 +17,7 @@ from twisted.conch.ssh.keys import Key
 from twisted.internet.defer import Deferred, execute
 
 from pexecd.ssh.agent import AgentClient
-from pexecd.ssh.knownhosts import key_type
+from pexecd.ssh.knownhosts import fingerprint, key_type
 
 #: A key file is smaller than that.
 LARGEST_KEY_FILE = 64 * 1024
@@ -191,7 +191,8 @@ def identities(
     chosen: list[Identity] = []
     if agent is not None:
         held: list[Identity] = [
-            AgentIdentity(f"{comment} (ssh-agent)", blob, agent) for blob, comment in agent_keys
+            AgentIdentity(f"{comment or fingerprint(blob)} (ssh-agent)", blob, agent)
+            for blob, comment in agent_keys
         ]
         chosen += [key for key in held if key.blob in named]
         if not only_files:

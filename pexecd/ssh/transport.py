@@ -165,7 +165,9 @@ class Transport(transport.SSHClientTransport):
         self._timer = self._clock.callLater(limit, act)
 
     def _late(self) -> None:
-        if self.error is None:
+        if self.error is None and self._auth.signing:  # it may wait for a person to agree
+            self._reject_keys("")
+        elif self.error is None:
             self.error = TimedOutError(self._host, self.stage, f"no answer in stage {self.stage!r}")
         self.transport.abortConnection()
 
@@ -351,13 +353,21 @@ class Transport(transport.SSHClientTransport):
 
     def _reject_keys(self, said: str) -> None:
         offered = ", ".join(self._auth.offered)
+        methods = self._auth.methods.decode("ascii", "replace")
+        no_key = bool(methods) and "publickey" not in methods.split(",")
         what = f"{self._settings.user} could not log in: "
-        what += f"none of the keys was accepted ({offered})" if offered else "no key to offer"
+        if self._auth.signing:
+            what += f"{self._auth.signing} did not sign"
+        elif offered and no_key:
+            what += f"a key alone is not enough ({offered}), the host also asks for {methods}"
+        elif offered:
+            what += f"none of the keys was accepted ({offered})"
+        elif no_key:
+            what += f"the host takes no key, it asks for {methods}"
+        else:
+            what += "no key to offer"
         if self._useless:
             what += "; " + "; ".join(self._useless)
-        methods = self._auth.methods.decode("ascii", "replace")
-        if methods and "publickey" not in methods.split(","):
-            what += f"; the host asks for {methods}"
         self.error = KeysRejectedError(self._host, AUTHENTICATE, what, said)
 
     def setService(self, service: object) -> None:

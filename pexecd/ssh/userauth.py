@@ -22,6 +22,7 @@ class PublicKeyAuth(SSHUserAuthClient):
 
     Attributes:
         offered: names of the keys that the server has seen, in order.
+        signing: the key that has been asked to sign, and has not yet.
         methods: how the server would let users in.
     """
 
@@ -31,6 +32,7 @@ class PublicKeyAuth(SSHUserAuthClient):
         super().__init__(user.encode(), instance)
         self._left = list(identities)
         self.offered: list[str] = []
+        self.signing = ""
         self.methods = b""
 
     def ssh_USERAUTH_FAILURE(self, packet: bytes) -> None:
@@ -68,10 +70,16 @@ class PublicKeyAuth(SSHUserAuthClient):
             + request
         )
 
-        def refused(reason: Failure) -> None:
-            QUIET.warn("{key} did not sign: {why}", key=identity.name, why=reason.value)
-            self._offer()
+        def signed_by(signature: bytes) -> None:
+            self.signing = ""
+            if transport.error is None:
+                self.askForAuth(b"publickey", request + NS(signature))
 
-        identity.sign(signed, algorithm).addCallbacks(
-            lambda signature: self.askForAuth(b"publickey", request + NS(signature)), refused
-        )
+        def refused(reason: Failure) -> None:
+            self.signing = ""
+            if transport.error is None:  # else the agent was left because of that
+                QUIET.warn("{key} did not sign: {why}", key=identity.name, why=reason.value)
+                self._offer()
+
+        self.signing = identity.name
+        identity.sign(signed, algorithm).addCallbacks(signed_by, refused)

@@ -280,8 +280,11 @@ class TestReasons(LaunchCase):
         folder.mkdir()
         os.chown(folder, host.user.uid, host.user.gid)
         folder.chmod(0o777)
+        await self.fails(FolderUnusableError, host, dir="~/open")
+        self.assertEqual(list(folder.iterdir()), [])
         program = ClientProgram.read(client_file())
         (folder / program.remote_name).write_bytes(program.path.read_bytes())
+        self.watcher.failed = []
         await self.fails(FolderUnusableError, host, dir="~/open")
 
     async def test_server_that_cannot_be_reached(self) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import tempfile
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from twisted.conch.ssh.common import NS
+from twisted.conch.ssh.keys import Key
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
@@ -144,6 +147,54 @@ class TestKeys(SSHCase):
     async def test_an_agent_that_is_gone_does_no_harm(self) -> None:
         config = lab.ssh_config(plain, extra="IdentityAgent /nonexistent/agent")
         await self.connect(config=config)
+
+    def agent_that_stops(self, answers: list[bytes]) -> tuple[Path, Deferred[None]]:
+        """Its socket; fires when it has been asked what it does not answer."""
+        asked: Deferred[None] = Deferred()
+
+        class Agent(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                assert self.transport is not None
+                if answers:
+                    self.transport.write(answers.pop(0))
+                else:
+                    asked.callback(None)
+
+        factory = Factory.forProtocol(Agent)
+        factory.noisy = False
+        path = Path(tempfile.mkdtemp(dir=lab.folder)) / "agent"
+        self.addCleanup(reactor.listenUNIX(str(path), factory).stopListening)
+        return path, asked
+
+    async def test_an_agent_that_does_not_sign_is_named(self) -> None:
+        blob = Key.fromFile(str(lab.key)).public().blob()
+        answer = struct.pack(">BL", 12, 1) + NS(blob) + NS(b"")
+        path, _ = self.agent_that_stops([NS(answer)])
+        config = lab.ssh_config(plain, extra=f"IdentityAgent {path}\nIdentityFile none", keys=[])
+        error = await self.fails(
+            KeysRejectedError, config=config, deadlines=Deadlines(authenticate=0.5)
+        )
+        self.assertIn("(ssh-agent) did not sign", str(error))
+        self.assertIn("ED25519 SHA256:", str(error))
+
+    async def test_cancelled_while_it_waits_for_the_agent(self) -> None:
+        path, asked = self.agent_that_stops([])  # trial would find a connection that is left
+        config = lab.ssh_config(plain, extra=f"IdentityAgent {path}")
+        waiting = Connector(reactor, config).connect(HostSpec("h", plain.address))
+        await asked
+        waiting.cancel()
+        with self.assertRaises(CancelledError):
+            await waiting
+
+    async def test_a_host_that_takes_no_key(self) -> None:
+        extra = "PubkeyAuthentication no\nPasswordAuthentication yes"
+        error = await self.fails(KeysRejectedError, lab.sshd("127.0.0.27", extra=extra))
+        self.assertIn("the host takes no key, it asks for password", str(error))
+
+    async def test_a_host_that_asks_for_a_key_and_a_password(self) -> None:
+        extra = "AuthenticationMethods publickey,password\nPasswordAuthentication yes"
+        error = await self.fails(KeysRejectedError, lab.sshd("127.0.0.28", extra=extra))
+        self.assertIn("the host also asks for password", str(error))
 
     async def test_two_keys_are_asked_for(self) -> None:
         second = new_key("ed25519")
