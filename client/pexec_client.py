@@ -88,6 +88,7 @@ import os
 import random
 import re
 import sched
+import select
 import selectors
 import shlex
 import shutil
@@ -2114,13 +2115,22 @@ def verify(wanted):
 
 
 def go_to_background():
-    """Fork. The parent exits as the child says; the child gets what tells it: ``tell(log)``."""
+    """Fork. The parent exits as the child says; the child gets what tells it: ``tell(log)``.
+
+    When nobody reads its standard error any more, as when the SSH connection is gone, the child is
+    ended: who did not hear that it runs would leave it behind.
+    """
     sys.stderr.flush()
     hear, say = os.pipe()
     pid = os.fork()
     if pid:
         os.close(say)
-        if os.read(hear, 1):
+        news = select.poll()
+        news.register(hear, select.POLLIN)
+        news.register(sys.stderr, 0)
+        if all(descriptor != hear for descriptor, _ in news.poll()):
+            os.kill(pid, signal.SIGTERM)
+        elif os.read(hear, 1):
             os._exit(EXIT_OK)
         status = os.waitpid(pid, 0)[1]
         os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else EXIT_BUG)

@@ -58,6 +58,7 @@ class Master(Resource):
     def __init__(self) -> None:
         super().__init__()
         self.ended = False
+        self.silent = False
         self.asked: list[str] = []
         self._held: list[Request] = []
 
@@ -67,9 +68,9 @@ class Master(Resource):
             return b"no such session\n"
         path = request.path.decode()
         self.asked.append(f"{path} {request.args.get(b'host', [b''])[0].decode()}")
-        if path == "/config":
+        if path == "/config" and not self.silent:
             return b"DeleteWorker=Yes\nDeleteClient=Yes\nPing=0\nPatience=5\nSession=test\n"
-        if path == "/task" and not self.ended:
+        if (path == "/task" and not self.ended) or self.silent:
             self._held.append(request)
             request.notifyFinish().addErrback(lambda _: self._held.remove(request))
             return NOT_DONE_YET
@@ -241,6 +242,19 @@ class TestOverSSH(LaunchCase):
         ((error, final),) = self.watcher.failed
         self.assertIsInstance(error, HostKeyUnknownError)
         self.assertTrue(final)
+
+    async def test_stopped_while_the_client_starts_nothing_stays(self) -> None:
+        self.master.silent = True
+        host = lab.sshd("127.0.0.38")
+        program = lab.folder / "patient.py"
+        program.write_text(client_file().read_text().replace("default=20.0", "default=600.0"))
+        launcher = self.launch(
+            HostSpec(host.address, host.address), config=lab.ssh_config(host), client=program
+        )
+        await becomes(lambda: f"/config {host.address}" in self.master.asked)
+        self.assertNotEqual(host.user.processes(), [])
+        await launcher.stop()
+        await becomes(lambda: host.user.processes() == [])
 
     async def test_half_a_copy_is_replaced(self) -> None:
         host = lab.sshd("127.0.0.37")
