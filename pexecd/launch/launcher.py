@@ -55,15 +55,16 @@ DUMMY_LIMIT: Seconds = 30.0
 _STAMP = re.compile(r"^[0-9: -]+ pexec_client\[\d+\]: ", re.MULTILINE)
 
 
-def pause(attempt: int, jitter: float) -> Seconds:
+def pause(attempt: int, jitter: float, least: Seconds = 0.0) -> Seconds:
     """How long to wait after a failed attempt: doubling, from 1 to 2 s up to 5 minutes.
 
     Args:
         attempt: the number of the attempt that failed, from 1.
         jitter: from 0 to 1, by chance, so that hosts that failed together come back apart.
+        least: never shorter than that.
     """
-    longest = min(LONGEST_PAUSE, 2.0 ** min(attempt, 30))
-    return longest * (1 + jitter) / 2
+    shortest = min(LONGEST_PAUSE, 2.0 ** min(attempt, 30)) / 2
+    return max(shortest, least) * (1 + jitter)
 
 
 @implementer(ILauncher)
@@ -154,7 +155,7 @@ class Launcher:
         await DeferredList(running)
 
     def _ended(self, reason: Failure, host: str) -> None:
-        if reason.check(CancelledError):
+        if reason.check(CancelledError) and self._keepers[host].stopping:
             return
         self._log.failure("{host}: the launcher failed", reason, host=host)
         error = HostError(host, START, "a bug of pexecd, see the log", repr(reason.value))
@@ -207,8 +208,8 @@ class _Keeper:
                 if not error.retry:
                     return
                 attempt = 1 if self._clock.seconds() - began > GOOD_LIFE else attempt + 1
-                least = error.least_pause
-                await deferLater(self._clock, max(least, pause(attempt, self._jitter())))
+                wait = pause(attempt, self._jitter(), error.least_pause)
+                await deferLater(self._clock, wait)
             else:
                 if self.stopping:
                     return
@@ -292,7 +293,11 @@ class _SSHKeeper(_Keeper):
 
     async def _run(self) -> Callable[[], None]:
         # read each time: pexecd may be upgraded under a long run
-        program = ClientProgram.read(self._client)
+        try:
+            program = ClientProgram.read(self._client)
+        except OSError as error:
+            what = f"{self._client} cannot be read on this machine"
+            raise StartFailedError(self._host.name, START, what, error.strerror or "") from None
         connection = await self._connector.connect(self._host)
         try:
             status, words = await self._start(connection, program)

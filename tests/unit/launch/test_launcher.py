@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
@@ -112,7 +112,7 @@ class TestLauncher(SynchronousTestCase):
         self.clock = Clock()
         self.watcher = Watcher()
 
-    def launch(self, *connections: Any) -> Launcher:
+    def launch(self, *connections: Any, client: Path | None = None) -> Launcher:
         self.connector = ScriptedConnector(list(connections))
         verifyObject(IConnector, self.connector)
         self.launcher = Launcher(
@@ -121,6 +121,7 @@ class TestLauncher(SynchronousTestCase):
             lambda _: ClientOrder("secret", "public", "http://master"),
             self.watcher,
             self.connector,
+            client=client,
             jitter=lambda: 0.0,
         )
         self.launcher.start()
@@ -210,6 +211,20 @@ class TestLauncher(SynchronousTestCase):
         self.assertEqual(self.watcher.heard, ["failed node7"])
         self.clock.advance(1)
         self.assertEqual(self.watcher.heard, ["failed node7", "started node7"])
+
+    def test_a_client_that_is_not_there_just_now(self) -> None:
+        """While pexecd is upgraded, say."""
+        client = Path(self.mktemp())
+        self.launch(ScriptedConnection([ended(0)]), client=client)
+        self.assertIn(f"{client} cannot be read", self.watcher.errors[0].reason)
+        client.write_bytes(client_file().read_bytes())
+        self.clock.advance(1)
+        self.assertEqual(self.watcher.heard, ["failed node7", "started node7"])
+
+    def test_a_step_that_ends_as_if_it_was_cancelled(self) -> None:
+        self.launch(fail(CancelledError()))
+        self.assertEqual(self.watcher.heard, ["failed node7 for good"])
+        self.assertEqual(len(self.flushLoggedErrors(CancelledError)), 1)
 
     def test_final_errors(self) -> None:
         launcher = self.launch(Never("node7", "connect", "no"))

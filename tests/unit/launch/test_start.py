@@ -95,4 +95,5 @@ def test_pauses_grow_and_stay_within_bounds() -> None:
     assert lowest == sorted(lowest)
     assert highest[-1] == 300
     assert pause(10**9, 1.0) == 300
+    assert (pause(1, 0.0, 20.0), pause(1, 0.5, 20.0)) == (20, 30)
     assert all(low < high for low, high in zip(lowest, highest, strict=True))
