@@ -1,7 +1,7 @@
 """Real sshd processes on 127.0.0.x, each a host with keys, port, configuration of its own.
 
-Every host belongs to a throwaway Unix user (``pexecd-test-N``) whose home is empty, never to who
-runs the tests: their start-up files would count, and sessions that tests kill could leave
+Every host belongs to a throwaway Unix user (``pexecd-test-PID-N``) whose home is empty, never to
+who runs the tests: their start-up files would count, and sessions that tests kill could leave
 something behind. That takes root. Everything is in one temporary folder, outside of pytest's,
 which other users cannot enter.
 
@@ -68,7 +68,8 @@ class User:
     def __init__(self, homes: Path, shell: str = "/bin/bash") -> None:
         taken = {entry.pw_name for entry in pwd.getpwall()}
         for number in range(1, 1000):
-            self.name = f"{USER_PREFIX}{number}"
+            # useradd does not notice that another one adds the same name at the same moment
+            self.name = f"{USER_PREFIX}{os.getpid()}-{number}"
             self.home = homes / self.name
             if self.name in taken:
                 continue
