@@ -37,8 +37,12 @@ from pexecd.ssh.settings import Settings, read_settings
 from pexecd.ssh.transport import Deadlines, Transport
 from pexecd.units import Seconds
 
-#: More at once would hold up the event loop (each costs it some milliseconds).
+#: More at once would hold up the event loop (each costs it some milliseconds), or this machine
+#: (`ssh -G`).
 MOST_HANDSHAKES = 32
+#: So many more may wait for hosts that do not answer, and so keep nobody else waiting; each may
+#: have two sockets open.
+MOST_AT_ONCE = 128
 
 CONNECT = "connect"
 
@@ -68,6 +72,7 @@ class Connector:
         self._config = config
         self._environ = os.environ if environ is None else environ
         self._deadlines = deadlines
+        self._turns = DeferredSemaphore(MOST_AT_ONCE)
         self._handshakes = DeferredSemaphore(MOST_HANDSHAKES)
         self._known_hosts_lock = DeferredLock()
 
@@ -76,18 +81,17 @@ class Connector:
         return Deferred.fromCoroutine(self._in_turn(host))
 
     async def _in_turn(self, host: HostSpec) -> IConnection:
-        await self._handshakes.acquire()
-        try:
-            return await self._connect(host)
-        except error.ConnectingCancelledError:
-            raise CancelledError from None
-        finally:
-            self._handshakes.release()
+        async with self._turns:
+            try:
+                return await self._connect(host)
+            except error.ConnectingCancelledError:
+                raise CancelledError from None
 
     async def _connect(self, host: HostSpec) -> Connection:
-        settings = await read_settings(
-            self._reactor, host, self._config, self._environ, self._deadlines.settings
-        )
+        async with self._handshakes:
+            settings = await read_settings(
+                self._reactor, host, self._config, self._environ, self._deadlines.settings
+            )
         known = await self._in_thread(_look_up, settings)
         files = await self._in_thread(load_key_files, settings.identity_files)
         agent, agent_keys = await self._ask_agent(settings)
@@ -133,7 +137,9 @@ class Connector:
     async def _log_in(self, host: HostSpec, settings: Settings, transport: Transport) -> Connection:
         await self._reach(host, settings, transport)
         try:
-            return await transport.ready
+            async with self._handshakes:
+                transport.begin()
+                return await transport.ready
         except BaseException:
             await transport.close()
             raise

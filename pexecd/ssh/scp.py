@@ -153,7 +153,7 @@ class Upload(Session):
             error = self._failed("there is no scp on the host: install OpenSSH's client there")
         elif error is None and self._status != 0:
             how = f"signal {self._signal}" if self._signal else f"exit status {self._status}"
-            said = self.stderr.decode("utf-8", "replace")
+            said = (self._answers.lstrip(b"\1\2") + self.stderr).decode("utf-8", "replace")
             error = self._failed(f"scp ended with {how}", said)
         elif error is None and not self._received:  # a start-up file that exits, say
             error = self._failed("the login shell did not run scp")

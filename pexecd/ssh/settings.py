@@ -163,8 +163,8 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
             raise UnsupportedSettingError(
                 host.name,
                 STAGE,
-                f"the SSH configuration asks for {name} ({last(key)}), which pexecd cannot do; "
-                "take it out for this host, or give a configuration of its own by "
+                f"the SSH configuration asks for {name} ({last(key)}), which pexecd does not "
+                "support yet; take it out for this host, or give a configuration of its own by "
                 "`[ssh] config =`",
             )
     try:

@@ -116,7 +116,7 @@ class Transport(transport.SSHClientTransport):
         useless: Sequence[str],
         deadlines: Deadlines,
     ) -> None:
-        """Prepare; ``makeConnection`` begins.
+        """Prepare; once it is connected, ``begin`` begins.
 
         Args:
             reactor: for deadlines, and threads that read files.
@@ -151,8 +151,13 @@ class Transport(transport.SSHClientTransport):
     # --- stages and their ends ---------------------------------------------------------------
 
     def connectionMade(self) -> None:
+        self.transport.pauseProducing()
+
+    def begin(self) -> None:
+        """Talk to the host."""
         self._enter(GREETING, self._deadlines.greeting)
         super().connectionMade()
+        self.transport.resumeProducing()
 
     def _enter(self, stage: str, limit: Seconds) -> None:
         self.stage = stage

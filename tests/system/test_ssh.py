@@ -27,6 +27,7 @@ from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
 from pexecd.ports import CommandResult
 from pexecd.shell import RUN_SCRIPT, script_input
+from pexecd.ssh import connector
 from pexecd.ssh.connector import Connector
 from pexecd.ssh.errors import (
     ChannelRefusedError,
@@ -88,8 +89,8 @@ class SSHCase(TestCase):
         spec: HostSpec | None = None,
     ) -> Any:
         host = host or plain
-        connector = Connector(reactor, config or lab.ssh_config(host), deadlines=deadlines)
-        connection: Any = await connector.connect(spec or HostSpec(host.address, host.address))
+        opener = Connector(reactor, config or lab.ssh_config(host), deadlines=deadlines)
+        connection: Any = await opener.connect(spec or HostSpec(host.address, host.address))
         self.addCleanup(connection.close)
         return connection
 
@@ -400,6 +401,31 @@ class TestReaching(SSHCase):
 
     async def test_cancelled_while_it_looks_up_the_name(self) -> None:
         await self.cancelled(self.spec(22, "lab.invalid"), self.silence_the_name_service())
+
+    async def test_a_host_that_does_not_answer_keeps_no_other_waiting(self) -> None:
+        self.patch(connector, "MOST_HANDSHAKES", 1)
+        opener = Connector(reactor, lab.ssh_config(plain))
+        dead = opener.connect(self.unanswered())
+        connection = await opener.connect(HostSpec(plain.address, plain.address))
+        await connection.close()
+        self.assertFalse(dead.called)
+        dead.cancel()
+        with self.assertRaises(CancelledError):
+            await dead
+
+    async def test_cancelled_while_it_waits_for_its_turn(self) -> None:
+        self.patch(connector, "MOST_HANDSHAKES", 1)
+        opener = Connector(reactor, lab.ssh_config(plain))
+        both = []
+        for _ in range(2):
+            spec = self.listen(b"")
+            both.append((opener.connect(spec), self.connected))
+        for _, connected in both:
+            await connected
+        for waiting, _ in reversed(both):
+            waiting.cancel()
+            with self.assertRaises(CancelledError):
+                await waiting
 
     async def test_cancelled_while_it_connects(self) -> None:
         spec = self.unanswered()

@@ -45,6 +45,7 @@ class TestTransport(SynchronousTestCase):
         self.wire = Wire()
         self.wire.protocol = self.ssh
         self.ssh.makeConnection(self.wire)
+        self.ssh.begin()
 
     def fails(self, kind: type[HostError]) -> HostError:
         error: HostError = self.failureResultOf(self.ssh.ready, kind).value
