@@ -44,6 +44,9 @@ MOST_HANDSHAKES = 32
 #: have two sockets open.
 MOST_AT_ONCE = 128
 
+#: No socket has a longer path; Twisted trips over one.
+LONGEST_SOCKET_PATH = 107
+
 CONNECT = "connect"
 
 _events = Logger()
@@ -117,7 +120,7 @@ class Connector:
         self, settings: Settings
     ) -> tuple[AgentClient | None, list[tuple[bytes, str]]]:
         """Like ssh, go on without an agent that is not there or gives no sensible answer."""
-        if settings.agent is None:
+        if settings.agent is None or len(os.fsencode(settings.agent)) > LONGEST_SOCKET_PATH:
             return None, []
         limit = self._deadlines.connect
         try:

@@ -146,8 +146,8 @@ class TestKeys(SSHCase):
         self.assertIn("encrypted, and not in ssh-agent", str(error))
 
     async def test_an_agent_that_is_gone_does_no_harm(self) -> None:
-        config = lab.ssh_config(plain, extra="IdentityAgent /nonexistent/agent")
-        await self.connect(config=config)
+        for path in ("/nonexistent/agent", "/etc/passwd", "/tmp/" + 120 * "x"):
+            await self.connect(config=lab.ssh_config(plain, extra=f"IdentityAgent {path}"))
 
     def agent_that_stops(self, answers: list[bytes]) -> tuple[Path, Deferred[None]]:
         """Its socket; fires when it has been asked what it does not answer."""
