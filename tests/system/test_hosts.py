@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +95,13 @@ def test_three_hosts_share_the_work_and_one_that_refuses_is_named(tmp_path: Path
         assert not list(Path("/tmp").glob(f"pexec-{user.uid}/*"))
 
 
+def is_client(pid: int) -> bool:
+    try:
+        return b"pexec_client" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended, as sessions of sshd do any time
+        return False
+
+
 def is_sshd(pid: int) -> bool:
     try:
         return b"sshd" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -128,14 +134,10 @@ def test_a_host_whose_client_is_killed_goes_on(tmp_path: Path, lab: Lab) -> None
     wait_until(lambda: len(os.listdir(lab.folder / "begun")) == 2, job.log)
     victim = hosts[0].user
     assert victim is not None
-    clients = [
-        pid
-        for pid in victim.processes()
-        if b"pexec_client" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    clients = [pid for pid in victim.processes() if is_client(pid)]
     assert clients
     for pid in clients:
-        os.kill(pid, signal.SIGKILL)
+        end_process(pid)
     started = f"{victim.name}@{hosts[0].address}:{hosts[0].port}: client started"
     wait_until(lambda: job.log().count(started) == 2, job.log)
     (lab.folder / "begun" / "go").touch()
