@@ -162,6 +162,7 @@ class JobService(Service):
             if self._start.fresh:
                 port_before = await self._in_thread(_free_port_of, folder.session)
                 await self._in_thread(folder.clear)
+            await self._in_thread(folder.check)
             _log_to(stack, folder.log)
             journal = await self._in_thread(Journal.open, folder.database, self._reactor)
             _closing(stack, journal.close)
@@ -372,7 +373,13 @@ class JobService(Service):
             return
         self.status = BAD_INPUT if why.check(BadInputError, StateError) else 1
         self.problem = why.getErrorMessage()
-        if not why.check(PexecdError):
+        error = why.value
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            # A disk that is full, something in the place of a folder: nothing that we can mend.
+            self.status = BAD_INPUT
+            name = error.filename2 or error.filename
+            self.problem = f"{name}: {error.strerror}; start again when that is mended"
+        elif not why.check(PexecdError):
             self._log.failure("a bug of pexecd", why)
             self.problem = f"a bug of pexecd: {self.problem!r}"
 

@@ -238,6 +238,8 @@ def _target(fields: Fields, entry: Entry, name: str, targets: dict[Path, Entry])
         fields.mistake(entry, f"{name} would be written over: {fields.text.sources[path]} reads it")
     elif os.path.isdir(path):
         fields.mistake(entry, f"{name} is a folder, a file was expected")
+    elif os.path.exists(path) and not os.path.isfile(path):
+        fields.mistake(entry, f"{name} is a device or a pipe, a file was expected")
     elif not os.path.isdir(path.parent):
         fields.mistake(entry, f"{name} cannot be written: there is no folder {path.parent}")
     else:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,21 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """What a file looked like when we left it: whatever others do to it changes one of these."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> Left:
+        """Of an open file, with all that was written to it flushed."""
+        status = os.fstat(file.fileno())
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One task's part of a file."""
 
@@ -60,6 +76,8 @@ class Written:
 
     #: The end of the file now.
     mark: Mark
+    #: The file itself.
+    left: Left | None = None
     #: Tasks of which a table shows only the first line.
     cut: int = 0
     #: Tasks whose result could not be read any more.
@@ -79,7 +97,7 @@ class Layout:
         self._columns = columns
 
     def append(
-        self, path: Path, mark: Mark, entries: Iterable[Entry], *, check: bool = False
+        self, path: Path, mark: Mark, entries: Iterable[Entry], left: Left | None = None
     ) -> Written:
         """Cut a file back to its committed length, add entries, and make that durable.
 
@@ -87,13 +105,14 @@ class Layout:
             path: the file; made anew, with its folders, when nothing is committed.
             mark: what is behind it was never committed.
             entries: in their order.
-            check: read what is committed, and see whether it is what was written.
+            left: how we left the file. Where it is not so any more, or where that is not known,
+                what is committed is read, to see whether it is what was written.
 
         Raises:
             OSError: it cannot be written; what is committed is untouched.
             OutputLostError: it is shorter than what is committed, or not the same.
         """
-        with _opened(path, mark, check=check) as file:
+        with _opened(path, mark, left) as file:
             written = Written(mark)
             summed = _Summed(file, mark.crc)
             if mark.length == 0 and self._rule.kind is CollectKind.TABLE:
@@ -103,6 +122,7 @@ class Layout:
             file.flush()
             written.mark = Mark(file.tell(), summed.crc)
             os.fsync(file.fileno())
+            written.left = Left.of(file)
         return written
 
     def _add(self, file: _Summed, entry: Entry, written: Written) -> None:
@@ -149,8 +169,10 @@ def reason_line(task: int, reason: str) -> bytes:
 
 
 def add_bytes(path: Path, length: int, data: bytes) -> int:
-    """Like ``Layout.append``, with bytes; its length then."""
-    with _opened(path, Mark(length)) as file:
+    """Add bytes behind the first ``length`` ones, durably; its length then."""
+    with path.open("r+b" if length else "wb") as file:
+        file.truncate(length)
+        file.seek(length)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -179,7 +201,9 @@ class _Summed:
         self._file.write(data)
 
 
-def _opened(path: Path, mark: Mark, *, check: bool = False) -> BinaryIO:
+def _opened(path: Path, mark: Mark, left: Left | None = None) -> BinaryIO:
+    if path.exists() and not (path.is_file() or path.is_dir()):  # open tells of folders
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))  # a pipe would wait
     if mark.length == 0:
         with contextlib.suppress(FileExistsError):  # a file there is open's to tell of
             path.parent.mkdir(parents=True)
@@ -189,8 +213,7 @@ def _opened(path: Path, mark: Mark, *, check: bool = False) -> BinaryIO:
     except FileNotFoundError:
         raise OutputLostError from None
     try:
-        shorter = file.seek(0, os.SEEK_END) < mark.length
-        if shorter or (check and _sum_of(file, mark.length) != mark.crc):
+        if Left.of(file) != left and not _holds(file, mark):
             raise OutputLostError  # noqa: TRY301
         file.truncate(mark.length)
         file.seek(mark.length)
@@ -198,6 +221,11 @@ def _opened(path: Path, mark: Mark, *, check: bool = False) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def _holds(file: BinaryIO, mark: Mark) -> bool:
+    """Whether a file begins with what was written to it."""
+    return file.seek(0, os.SEEK_END) >= mark.length and _sum_of(file, mark.length) == mark.crc
 
 
 def _sum_of(file: BinaryIO, length: int) -> int:

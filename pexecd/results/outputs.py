@@ -13,7 +13,15 @@ from twisted.logger import Logger
 from pexecd.errors import JournalError
 from pexecd.jobs.values import CollectKind, CollectRule, FunctionRef, Job
 from pexecd.ports import Collected, IJournal, ISpool, JournalRecord, NotCollected, StoredResult
-from pexecd.results.files import Entry, Layout, Mark, OutputLostError, Written, replace
+from pexecd.results.files import (
+    Entry,
+    Layout,
+    Left,
+    Mark,
+    OutputLostError,
+    Written,
+    replace,
+)
 from pexecd.results.order import ByCompletion, ByParameters, Order, Settled
 from pexecd.results.processes import Runners, request
 
@@ -167,8 +175,8 @@ class FileOutput(Output):
         self._in_thread = in_thread
         self._layout = Layout(rule, job.columns)
         self._mark = Mark()
-        #: What earlier runs wrote is still there.
-        self._checked = False
+        #: The file as we wrote it last; None: by an earlier run.
+        self._left: Left | None = None
         self._behind = 0
         self.cut = 0
         self.unreadable = 0
@@ -219,15 +227,16 @@ class FileOutput(Output):
         """The file's end then; None when it was lost, and is to be made anew."""
         self._go_on()
         entries, missing = await self._reader.entries(tasks, self._rule)
+        left = self._left
         try:
             written: Written = await self._in_thread(
-                lambda: self._layout.append(path, mark, entries, check=not self._checked)
+                lambda: self._layout.append(path, mark, entries, left)
             )
         except OutputLostError:
             self.log.warn("{file} was changed by somebody else: it is made anew", file=self.key)
             self._forget()
             return None
-        self._checked = True
+        self._left = written.left
         self.cut += written.cut
         self.unreadable += written.unreadable + missing
         return written.mark

@@ -17,8 +17,12 @@ from pexecd.store.files import sync
 DATABASE = "session.db"
 SPOOL = "spool"
 _LOCK = "lock"
-#: All that a master puts into the folder, but for the lock.
+#: There once a run has begun, and after that the database is, too.
+_CARD = "session.json"
+#: All that a master puts into the folder, but for the lock. The card goes first: who is killed
+#: while deleting leaves a folder that can be begun in.
 _CONTENT = (
+    _CARD,
     DATABASE,
     f"{DATABASE}-*",  # SQLite's
     f"{DATABASE}.before-v*",
@@ -26,7 +30,6 @@ _CONTENT = (
     "worker",
     "scratch",
     "log",
-    "session.json",
     "statistics.json",
     "joblog.tsv",
     "probe.part",
@@ -49,7 +52,7 @@ class StateFolder:
         self.worker = path / "worker"
         self.scratch = path / "scratch"
         self.log = path / "log"
-        self.session = path / "session.json"
+        self.session = path / _CARD
         self.statistics = path / "statistics.json"
         self.joblog = path / "joblog.tsv"
 
@@ -87,6 +90,19 @@ class StateFolder:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         return cls(path, lock)
+
+    def check(self) -> None:
+        """See whether what an earlier run stored is there. Blocks.
+
+        Raises:
+            StateError: its database is gone: to begin anew would throw away the larger results.
+        """
+        size = self.database.stat().st_size if self.database.exists() else 0
+        if not size and self.session.exists():
+            raise StateError(
+                f"{self.database}: is {'empty' if self.database.exists() else 'gone'}, though "
+                "this folder was worked in; bring it back from a backup, or start anew with --fresh"
+            )
 
     def clear(self) -> None:
         """Delete all that earlier masters stored here; for a fresh start. Blocks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -132,9 +133,13 @@ class Recovery:
         return list(lost.values())
 
     def _spool_sizes(self) -> dict[str, int]:
+        sizes = {}
         try:
             with os.scandir(self._path.parent / SPOOL) as entries:
-                return {f"{SPOOL}/{entry.name}": entry.stat().st_size for entry in entries}
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+                        sizes[f"{SPOOL}/{entry.name}"] = entry.stat().st_size
+            return sizes
         except FileNotFoundError:
             return {}
         except OSError as error:

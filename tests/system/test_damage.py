@@ -38,6 +38,7 @@ def test_results_whose_files_are_gone_are_made_again(done: JobFolder) -> None:
     assert len(whole) == 150_000
     gone, cut, _ = sorted((done.state / "spool").iterdir())
     gone.unlink()
+    gone.symlink_to("nowhere")
     cut.write_bytes(cut.read_bytes()[:100])
     output = done.run()
     for name in (gone.name, cut.name):
@@ -54,7 +55,11 @@ def test_results_whose_files_are_gone_are_made_again(done: JobFolder) -> None:
         (lambda state: (state / "session.db").write_bytes(b"x" * 9000), "not a database of pexecd"),
         (lambda state: (state / "session.db-wal").write_bytes(b"x" * 9000), "-wal: is damaged"),
         (lambda state: cut_in_half(state / "session.db"), "session.db: "),
+        (lambda state: (state / "session.db").unlink(), "session.db: is gone"),
+        (lambda state: (state / "session.db").write_bytes(b""), "session.db: is empty"),
         (lambda state: file_for_folder(state / "spool"), "spool: cannot be read: "),
+        (lambda state: file_for_folder(state / "log"), "log: File exists; start again when"),
+        (lambda state: file_for_folder(state / "worker"), "worker: File exists; start again when"),
     ],
 )
 def test_what_cannot_go_on_says_why_in_a_line(done: JobFolder, damage: object, said: str) -> None:

@@ -299,6 +299,19 @@ def test_a_file_that_somebody_deleted_or_cut_is_made_anew(
     assert scene.out.read_text() == expected(1, 2, 3)
 
 
+@pytest.mark.parametrize("content", ["r1\nXX\n", "r1\nlonger than it was\n"])
+def test_a_file_that_somebody_edits_while_we_work_is_made_anew(scene: Scene, content: str) -> None:
+    scene.done(1)
+    scene.done(2)
+    scene.finish()
+    edited = scene.out.with_name("edited")  # as editors do it
+    edited.write_text(content)
+    edited.rename(scene.out)
+    scene.done(3)
+    scene.finish()
+    assert scene.out.read_text() == expected(1, 2, 3)
+
+
 def test_another_rule_makes_the_file_anew(scene: Scene, tmp_path: Path) -> None:
     scene.done(1)
     scene.done(2)

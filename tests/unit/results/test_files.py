@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,26 @@ def test_a_file_that_somebody_changed_is_lost(tmp_path: Path, change: bytes) -> 
     concat = layout(CollectKind.CONCAT)
     mark = concat.append(out, Mark(), [entry(b"123"), entry(b"45")]).mark
     out.write_bytes(b"12345behind")
-    assert concat.append(out, mark, [], check=True).mark == mark
+    assert concat.append(out, mark, []).mark == mark
     assert out.read_bytes() == b"12345"
-    more = concat.append(out, mark, [entry(b"6")], check=True).mark
+    more = concat.append(out, mark, [entry(b"6")]).mark
     assert concat.append(out, Mark(), [entry(b"123456")]).mark == more
     out.write_bytes(change)
     with pytest.raises(OutputLostError):
-        concat.append(out, mark, [], check=True)
+        concat.append(out, mark, [])
+
+
+def test_a_file_that_is_as_we_left_it_is_not_read_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    concat = layout(CollectKind.CONCAT)
+    written = concat.append(out, Mark(), [entry(b"12345")])
+    wrong = Mark(written.mark.length, written.mark.crc ^ 1)
+    concat.append(out, wrong, [], written.left)
+    with pytest.raises(OutputLostError):
+        concat.append(out, wrong, [])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+    with pytest.raises(OSError, match="not a regular file"):
+        layout(CollectKind.CONCAT).append(tmp_path / "out", Mark(), [entry(b"1")])
