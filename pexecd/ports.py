@@ -57,7 +57,8 @@ class ResultDropped:
 class Collected:
     """Record: how far an output file was written."""
 
-    #: The file's path, as the job gives it (absolute).
+    #: The file's path, seen from the job's folder where it is in there: a job that was moved
+    #: goes on. For the collect function its file and name.
     file: str
     #: Bytes that are its committed content.
     length: int
@@ -71,6 +72,8 @@ class Collected:
     rule: str = ""
     #: It was begun anew: ``tasks`` replaces what earlier records said.
     anew: bool = False
+    #: Tasks that are to be taken out of what earlier records said.
+    without: tuple[int, ...] = ()
     #: CRC-32 of these bytes: somebody may change the file between two runs.
     crc: int = 0
 

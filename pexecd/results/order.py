@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Protocol
 
 from pexecd.ports import Collected
@@ -77,6 +78,10 @@ class Order(Protocol):
     #: A task belongs before others that are in the output already.
     stale: bool
 
+    @staticmethod
+    def after(record: Collected) -> Collected:
+        """What the other order has done, as one of this order: nothing of it is done again."""
+
     def restore(self, record: Collected) -> None:
         """Go on behind what was committed earlier; all that was settled is known by then."""
 
@@ -104,6 +109,8 @@ class ByParameters:
         self._settled = settled
         self.upto = 0
         self._gaps: set[int] = set()
+        #: A heap: those of them that are done by now, and some that have been made up.
+        self._late: list[int] = []
         self.count = 0
         self.stale = False
 
@@ -116,6 +123,7 @@ class ByParameters:
     def settled(self, task: int) -> None:
         if task in self._gaps and self._settled.ticket(task) is not None:
             self.stale = True
+            heappush(self._late, task)
 
     def take(self, most: int = TOGETHER) -> Batch | None:
         tasks: list[tuple[int, int]] = []
@@ -156,10 +164,12 @@ class ByParameters:
 
     def late(self) -> tuple[int, int] | None:
         """A task that was left out, and its ticket: it is done by now."""
-        for task in sorted(self._gaps) if self.stale else ():
+        while self._late:
+            task = self._late[0]
             ticket = self._settled.ticket(task)
-            if ticket is not None:
+            if task in self._gaps and ticket is not None:
                 return task, ticket
+            heappop(self._late)
         self.stale = False
         return None
 
@@ -167,6 +177,13 @@ class ByParameters:
         """A late one is in the output now, out of its place."""
         self._gaps.discard(task)
         self.count += 1
+
+    @staticmethod
+    def after(record: Collected) -> Collected:
+        given = set(record.tasks)
+        upto = max(given, default=0)
+        gaps = tuple(task for task in range(1, upto + 1) if task not in given)
+        return replace(record, upto=upto, tasks=gaps, anew=True)
 
     @property
     def gaps(self) -> tuple[int, ...]:
@@ -190,6 +207,12 @@ class ByCompletion:
         inside = set(record.tasks)
         self._waiting = deque(task for task in self._waiting if task not in inside)
         self.count = len(inside)
+
+    @staticmethod
+    def after(record: Collected) -> Collected:
+        gaps = set(record.tasks)
+        given = tuple(task for task in range(1, record.upto + 1) if task not in gaps)
+        return replace(record, upto=0, tasks=given, anew=True)
 
     def settled(self, task: int) -> None:
         if self._settled.ticket(task) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,12 +78,14 @@ class Output(ABC):
 
     log = Logger()
 
-    def __init__(self, key: str, made_by: str, by_completion: bool) -> None:
+    def __init__(self, key: str, made_by: str, job: Job) -> None:
         self.problem = ""
         self.stopping = False
         self.key = key
+        #: What the journal calls it.
+        self._noted_as = key.removeprefix(f"{job.folder}/")
         self._made_by = made_by
-        self._order_of = ByCompletion if by_completion else ByParameters
+        self._order_of = ByCompletion if job.by_completion else ByParameters
         #: Nothing is committed that can be built on.
         self._new = True
         self.order: Order
@@ -91,9 +94,14 @@ class Output(ABC):
         """Go on behind what earlier runs committed, unless another rule made it."""
         self._settled = settled
         self.order = self._order_of(settled)
-        record = before.get(self.key)
+        record = before.get(self._noted_as)
         if record is not None and record.rule == self._made_by:
             self._restore(record)
+        elif record is not None:
+            self._begin_after(record)
+
+    def _begin_after(self, record: Collected) -> None:  # noqa: B027 - files are made anew
+        """Another rule made it."""
 
     def _restore(self, record: Collected) -> None:
         self.order.restore(record)
@@ -107,7 +115,7 @@ class Output(ABC):
         mark: Mark = Mark(),  # noqa: B008
     ) -> Collected:
         return Collected(
-            self.key, mark.length, upto, tasks, rule=self._made_by, anew=anew, crc=mark.crc
+            self._noted_as, mark.length, upto, tasks, rule=self._made_by, anew=anew, crc=mark.crc
         )
 
     @property
@@ -168,7 +176,7 @@ class FileOutput(Output):
     ) -> None:
         order = "completion" if job.by_completion else "parameters"
         made_by = f"{rule.kind.value} {rule.result} {order} {'|'.join(job.columns)}"
-        super().__init__(str(rule.path), made_by, job.by_completion)
+        super().__init__(str(rule.path), made_by, job)
         self._rule = rule
         self._reader = reader
         self._journal = journal
@@ -286,18 +294,25 @@ class FunctionOutput(Output):
         state: Path,
     ) -> None:
         made_by = "completion" if job.by_completion else "parameters"
-        super().__init__(f"{function.path}:{function.name}", made_by, job.by_completion)
+        super().__init__(f"{function.path}:{function.name}", made_by, job)
         self._function = function
         self._reader = reader
         self._journal = journal
         self._runners = runners
         self._state = state
         self._again: list[int] = []
+        #: Earlier calls, now that they are noted otherwise.
+        self._noted_anew: Collected | None = None
         self.not_collected: dict[int, str] = {}
 
     @property
     def count(self) -> int:
         return self.order.count - len(self.not_collected)
+
+    def _begin_after(self, record: Collected) -> None:
+        """The order was changed: what was given to the function is not given to it again."""
+        self._noted_anew = dataclasses.replace(self._order_of.after(record), rule=self._made_by)
+        self._restore(self._noted_anew)
 
     def again(self) -> None:
         """Try those that were not collected once more."""
@@ -306,6 +321,9 @@ class FunctionOutput(Output):
     async def _next(self) -> bool:
         """Another try, or a late task, or the next in order."""
         order = self.order
+        if self._noted_anew is not None:
+            await self._journal.append([self._noted_anew])
+            self._noted_anew = None
         if self._again:
             task = self._again[0]
             ticket = self._settled.ticket(task)
@@ -315,8 +333,10 @@ class FunctionOutput(Output):
             return True
         if isinstance(order, ByParameters) and (late := order.late()) is not None:
             records = await self._collect(*late)
-            gaps = tuple(task for task in order.gaps if task != late[0])
-            await self._journal.append([*records, self._record(order.upto, gaps, anew=True)])
+            made_up = dataclasses.replace(
+                self._record(order.upto, (), anew=False), without=late[:1]
+            )
+            await self._journal.append([*records, made_up])
             order.made_up(late[0])
             return True
         batch = order.take(1)

@@ -139,7 +139,6 @@ class Recovery:
                 for entry in entries:
                     with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
                         sizes[f"{SPOOL}/{entry.name}"] = entry.stat().st_size
-            return sizes
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -147,6 +146,7 @@ class Recovery:
                 f"{error.filename}: cannot be read: {error.strerror}; repair it, or start anew "
                 "with --fresh"
             ) from None
+        return sizes
 
     def next_ticket(self) -> int:
         """The number of the next ticket: above all that were ever given out."""

@@ -144,6 +144,10 @@ def _write_collected(connection: sqlite3.Connection, record: Collected) -> None:
     if record.anew:
         connection.execute("DELETE FROM collected_tasks WHERE id = ?", (number,))
     connection.executemany(
+        "DELETE FROM collected_tasks WHERE id = ? AND task = ?",
+        [(number, task) for task in record.without],
+    )
+    connection.executemany(
         "INSERT OR IGNORE INTO collected_tasks VALUES (?, ?)",
         [(number, task) for task in record.tasks],
     )

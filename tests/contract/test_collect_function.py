@@ -110,6 +110,26 @@ class CollectFunctionTests(TestCase):
         await collector.finish()
         assert self.collected == ["1 r1", "2 r2", "3 r3"]
 
+    async def test_another_order_gives_it_nothing_twice(self) -> None:
+        collector = self.collector(APPEND)
+        await self.done(collector, 1, 3)
+        await self.failed(collector, 2)
+        await collector.finish()
+        await collector.close()
+        collector = self.collector(APPEND, by_completion=True)
+        await self.done(collector, 5)
+        assert (await collector.finish()).collected == 3
+        await self.done(collector, 4)
+        await collector.finish()
+        await collector.close()
+        collector = self.collector(APPEND)
+        await self.done(collector, 6, 2)
+        assert (await collector.finish()).collected == 6
+        await collector.close()
+        collector = self.collector(APPEND)
+        assert (await collector.finish()).collected == 6
+        assert self.collected == ["1 r1", "3 r3", "5 r5", "4 r4", "2 r2", "6 r6"]
+
     async def test_one_that_succeeds_after_all_comes_late(self) -> None:
         collector = self.collector(APPEND)
         await self.failed(collector, 1)
@@ -121,6 +141,9 @@ class CollectFunctionTests(TestCase):
         await collector.close()
         collector = self.collector(APPEND)
         await self.done(collector, 1)
+        assert (await collector.finish()).collected == 3
+        await collector.close()
+        collector = self.collector(APPEND)
         assert (await collector.finish()).collected == 3
         assert self.collected == ["3 r3", "2 r2", "1 r1"]
 
