@@ -76,7 +76,8 @@ class Disk:
         was, self.full = self.full, self._journal or self._spool
         if self.full and not was:
             self._log.warn(
-                "work pauses, nothing can be stored: {reason}; make room, it goes on by itself",
+                "work pauses, nothing can be stored: {reason}; it goes on by itself when that is "
+                "over",
                 reason=self.full,
             )
             confirming, self._confirming = self._confirming, set()

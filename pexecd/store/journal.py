@@ -99,6 +99,8 @@ class Journal:
         self._pause: IDelayedCall | None = None
         self._error: JournalError | None = None
         self._watchers: list[Callable[[str], None]] = []
+        #: Of the database: what is committed to one that was deleted is not stored.
+        self._inode = path.stat().st_ino
         self._thread = ThreadPool(1, 1, "journal")
         self.meta: Mapping[str, str] = {}
         self.tasks = 0
@@ -359,7 +361,18 @@ class Journal:
                 if last:
                     turn.error = self._lost(problem)
             else:
+                if not self._there():
+                    turn.error = JournalError(
+                        f"{self._path}: was deleted or moved while the master worked with it; "
+                        "bring it back, or start anew with --fresh"
+                    )
                 return
+
+    def _there(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     def _lost(self, error: Exception) -> JournalError:
         lost = JournalError(f"{self._path}: {error}")

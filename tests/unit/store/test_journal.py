@@ -423,6 +423,22 @@ def test_recovery_sees_one_moment(journal: Journal, pump: Pump) -> None:
     assert list(replay) == [TaskDone(2, 10001)]
 
 
+@pytest.mark.parametrize("instead", [None, b"another"])
+def test_what_is_committed_to_a_deleted_database_is_not_stored(
+    tmp_path: Path, pump: Pump, instead: bytes | None
+) -> None:
+    journal = open_journal(tmp_path, pump)
+    journal.load(TABLE, {})
+    pump.wait(journal.append([given(10000)]))
+    (tmp_path / "session.db").rename(tmp_path / "moved")
+    if instead is not None:
+        (tmp_path / "session.db").write_bytes(instead)
+    for ticket in (10001, 10002):
+        with pytest.raises(JournalError, match=r"session\.db: was deleted or moved while"):
+            pump.wait(journal.append([given(ticket)]))
+    pump.wait(journal.close())
+
+
 def test_a_database_that_was_damaged_behind_us(tmp_path: Path, pump: Pump) -> None:
     journal = open_journal(tmp_path, pump)
     journal.load((((str(number),), None) for number in range(1000)), {})
