@@ -82,19 +82,28 @@ class Ledger:
         Raises:
             InvariantBrokenError: the number was used before.
         """
-        index = record.ticket - FIRST_TICKET
-        if index < len(self._task_of):
+        self._count(record)
+        work = self.works.get(record.task)
+        if work is None:
+            work = self.works[record.task] = Work(record.task)
+            self._enter(record.task, _OPEN)
+        return work
+
+    def recall(self, record: TicketGiven) -> None:
+        """Note a ticket of an earlier run; its task is opened unless it is settled."""
+        if self._phases[record.task] in (_DONE, _FAILED):
+            self._count(record)
+        else:
+            self.give(record)
+
+    def _count(self, record: TicketGiven) -> None:
+        if record.ticket < self.next_ticket:
             raise InvariantBrokenError(f"ticket {record.ticket} was given out twice")
         self.use(record.ticket - 1)  # numbers whose records never reached the disk
-        task, host = record.task, self.host(record.host)
-        self._append(task, host.index)
+        host = self.host(record.host)
+        self._append(record.task, host.index)
         self.given += 1
         host.running += 1
-        work = self.works.get(task)
-        if work is None:
-            work = self.works[task] = Work(task)
-            self._enter(task, _OPEN)
-        return work
 
     def end(self, record: TicketEnded) -> None:
         """Note a ticket's end, in place of the one it may have had."""

@@ -149,12 +149,15 @@ class Session:
         return self._conclude()
 
     def replay(self, records: Iterable[Replayed]) -> None:
-        """Learn what was journalled earlier: before all events, to be followed by ``resume``."""
+        """Learn what was journalled earlier: before all events, to be followed by ``resume``.
+
+        What became of tasks may come before their tickets: that costs less than to open them.
+        """
         ledger = self._ledger
         for record in records:
             match record:
                 case TicketGiven():
-                    ledger.give(record)
+                    ledger.recall(record)
                     self._replayed[record.ticket] = record
                 case TicketEnded():
                     ledger.end(record)

@@ -20,6 +20,9 @@ class End(Enum):
     The value is the word in statistics, joblog and database.
     """
 
+    # By identity, as they are compared: Enum's own is written in Python, and slow.
+    __hash__ = object.__hash__
+
     #: Its result is its task's.
     DONE = "done"
     #: The worker failed or a result was missing: an attempt is used up.

@@ -68,12 +68,17 @@ class Recovery:
     def replay(self) -> Iterator[Replayed]:
         """Everything the core must know.
 
-        Tickets by number (given, then ended), each reopened task before the first ticket that
-        counts, the highest number used, then what became of tasks.
+        What became of tasks, then tickets by number (given, then ended), each reopened task that
+        is not settled again before the first ticket that counts, then the highest number used.
         """
         with self._reading() as connection:
+            for task, ticket, reason in connection.execute(
+                "SELECT task, ticket, reason FROM settled WHERE task > 0 ORDER BY task"
+            ):
+                yield TaskFailed(task, reason) if ticket is None else TaskDone(task, ticket)
             reopened = connection.execute(
-                "SELECT ticket, task FROM reopened WHERE task > 0 ORDER BY ticket DESC, task DESC"
+                "SELECT ticket, task FROM reopened WHERE task > 0"
+                " AND task NOT IN (SELECT task FROM settled) ORDER BY ticket DESC, task DESC"
             ).fetchall()
             for (
                 ticket, task, client, host, managed, speaks, end, reason, status, signal, seconds,
@@ -94,10 +99,6 @@ class Recovery:
                 first, again = reopened.pop()
                 yield TaskReopened(again, first)
             yield TicketsUsed(_next_ticket(connection) - 1)
-            for task, ticket, reason in connection.execute(
-                "SELECT task, ticket, reason FROM settled WHERE task > 0 ORDER BY task"
-            ):
-                yield TaskFailed(task, reason) if ticket is None else TaskDone(task, ticket)
 
     def kept(self) -> list[int]:
         """Tickets, by number, whose results are stored and still wait for their verdict.

@@ -48,12 +48,12 @@ class Disk:
 
     def replay(self) -> Iterator[Record]:
         """As ``Recovery.replay`` does."""
+        for _, settled in sorted(self.settled.items()):
+            yield settled
         for ticket, given in sorted(self.given.items()):
             yield given
             if ticket in self.ended:
                 yield self.ended[ticket]
-        for _, settled in sorted(self.settled.items()):
-            yield settled
 
     def kept(self) -> list[int]:
         """As ``Recovery.kept`` does."""

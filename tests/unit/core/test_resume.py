@@ -15,7 +15,7 @@ from pexecd.core.effects import (
     TicketGiven,
     TicketsUsed,
 )
-from pexecd.core.events import ClientGone, TaskAsked
+from pexecd.core.events import ClientGone, ResultStored, TaskAsked
 from pexecd.core.session import Session
 from pexecd.core.values import FIRST_TICKET, MOST_LOSSES, End, Outcome, Policy
 from pexecd.errors import InvariantBrokenError
@@ -133,6 +133,22 @@ def test_ticket_numbers_may_be_missing_in_the_journal() -> None:
     assert not session.known(10001)
     assert session.statistics().tickets == 1
     assert session.handle(TaskAsked(0.0, 1, ANNA))[0] == given(10003, 2, ANNA)
+
+
+def test_what_became_of_tasks_may_be_told_before_their_tickets() -> None:
+    scene = Scene(tasks=6, attempts=1)
+    scene.fail(scene.give(ANNA))
+    scene.fail(scene.give(ANNA))
+    scene.handle(ResultStored(scene.at, scene.give(ANNA), 2.0))
+    scene.fail(scene.give(ANNA))
+    scene.give(BERT)
+    settled = [record for record in scene.records if isinstance(record, TaskDone | TaskFailed)]
+    assert len(settled) == 4
+    session = Session(scene.policy, scene.tasks, scene.at)
+    session.replay([*settled, *(one for one in scene.records if one not in settled)])
+    assert session.statistics() == scene.session.statistics()
+    session.resume(scene.at)
+    assert session.statistics() == scene.session.statistics()
 
 
 def test_a_ticket_number_that_was_used_twice_is_a_bug() -> None:
