@@ -2128,7 +2128,8 @@ def go_to_background():
         news = select.poll()
         news.register(hear, select.POLLIN)
         news.register(sys.stderr, 0)
-        if all(descriptor != hear for descriptor, _ in news.poll()):
+        news = dict(news.poll())  # on some systems a device cannot be watched, and says so at once
+        if hear not in news and news[sys.stderr.fileno()] & (select.POLLERR | select.POLLHUP):
             os.kill(pid, signal.SIGTERM)
         elif os.read(hear, 1):
             os._exit(EXIT_OK)

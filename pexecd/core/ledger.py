@@ -13,6 +13,7 @@ from pexecd.core.effects import (
     TaskReopened,
     TicketEnded,
     TicketGiven,
+    TicketPast,
 )
 from pexecd.core.state import Host, Work
 from pexecd.core.values import FIRST_TICKET, End, HostCounts
@@ -96,14 +97,27 @@ class Ledger:
         else:
             self.give(record)
 
-    def _count(self, record: TicketGiven) -> None:
-        if record.ticket < self.next_ticket:
+    def recall_past(self, record: TicketPast) -> None:
+        """Note a ticket of an earlier run that has ended; its task is settled."""
+        host = self._count(record)
+        host.running -= 1
+        code = _CODES[record.end]
+        host.ends[code - 1] += 1
+        host.busy += record.seconds
+        self._end_of[-1] = code
+        self._seconds_of[-1] = record.seconds
+
+    def _count(self, record: TicketGiven | TicketPast) -> Host:
+        ahead = record.ticket - self.next_ticket
+        if ahead < 0:
             raise InvariantBrokenError(f"ticket {record.ticket} was given out twice")
-        self.use(record.ticket - 1)  # numbers whose records never reached the disk
-        host = self.host(record.host)
+        if ahead:
+            self.use(record.ticket - 1)  # numbers whose records never reached the disk
+        host = self.hosts.get(record.host) or self.host(record.host)
         self._append(record.task, host.index)
         self.given += 1
         host.running += 1
+        return host
 
     def end(self, record: TicketEnded) -> None:
         """Note a ticket's end, in place of the one it may have had."""

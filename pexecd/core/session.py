@@ -22,6 +22,7 @@ from pexecd.core.effects import (
     Tell,
     TicketEnded,
     TicketGiven,
+    TicketPast,
     TicketsUsed,
 )
 from pexecd.core.events import (
@@ -156,6 +157,8 @@ class Session:
         ledger = self._ledger
         for record in records:
             match record:
+                case TicketPast():
+                    ledger.recall_past(record)
                 case TicketGiven():
                     ledger.recall(record)
                     self._replayed[record.ticket] = record

@@ -17,6 +17,7 @@ from pexecd.core.effects import (
     TaskReopened,
     TicketEnded,
     TicketGiven,
+    TicketPast,
     TicketsUsed,
 )
 from pexecd.core.values import FIRST_TICKET, End
@@ -68,33 +69,33 @@ class Recovery:
     def replay(self) -> Iterator[Replayed]:
         """Everything the core must know.
 
-        What became of tasks, then tickets by number (given, then ended), each reopened task that
-        is not settled again before the first ticket that counts, then the highest number used.
+        What became of tasks, then tickets by number (past ones in one record, others given, then
+        ended), each reopened task that is not settled again before the first ticket that counts,
+        then the highest number used.
         """
         with self._reading() as connection:
+            settled = bytearray()
             for task, ticket, reason in connection.execute(
                 "SELECT task, ticket, reason FROM settled WHERE task > 0 ORDER BY task"
             ):
+                settled += bytes(task + 1 - len(settled))
+                settled[task] = 1
                 yield TaskFailed(task, reason) if ticket is None else TaskDone(task, ticket)
             reopened = connection.execute(
                 "SELECT ticket, task FROM reopened WHERE task > 0"
                 " AND task NOT IN (SELECT task FROM settled) ORDER BY ticket DESC, task DESC"
             ).fetchall()
-            for (
-                ticket, task, client, host, managed, speaks, end, reason, status, signal, seconds,
-                stderr,
-            ) in connection.execute(
-                'SELECT ticket, task, client, host, managed, speaks, "end", reason, exit_status,'
-                " signal, seconds, stderr FROM tickets WHERE task > 0 ORDER BY ticket"
-            ):  # fmt: skip
+            for ticket, task, host, end, seconds in connection.execute(
+                'SELECT ticket, task, host, "end", seconds FROM tickets WHERE task > 0'
+                " ORDER BY ticket"
+            ):
+                if end is not None and task < len(settled) and settled[task]:
+                    yield TicketPast(ticket, task, host, _ENDS[end], seconds)
+                    continue
                 while reopened and reopened[-1][0] <= ticket:
                     first, again = reopened.pop()
                     yield TaskReopened(again, first)
-                yield TicketGiven(ticket, task, client, host, managed == 1, speaks == 1)
-                if end is not None:
-                    yield TicketEnded(
-                        ticket, task, _ENDS[end], reason, status, signal, seconds, stderr
-                    )
+                yield from _ticket(connection, ticket)
             while reopened:
                 first, again = reopened.pop()
                 yield TaskReopened(again, first)
@@ -240,6 +241,20 @@ class Recovery:
             raise damaged(self._path, error) from None
         finally:
             connection.close()
+
+
+def _ticket(connection: sqlite3.Connection, ticket: int) -> Iterator[TicketGiven | TicketEnded]:
+    """The records of a ticket that still matters."""
+    task, client, host, managed, speaks, end, reason, status, signal, seconds, stderr = (
+        connection.execute(
+            'SELECT task, client, host, managed, speaks, "end", reason, exit_status, signal,'
+            " seconds, stderr FROM tickets WHERE ticket = ?",
+            (ticket,),
+        ).fetchone()
+    )
+    yield TicketGiven(ticket, task, client, host, managed == 1, speaks == 1)
+    if end is not None:
+        yield TicketEnded(ticket, task, _ENDS[end], reason, status, signal, seconds, stderr)
 
 
 def _next_ticket(connection: sqlite3.Connection) -> int:

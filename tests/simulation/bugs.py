@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pexecd.core.effects import Discard, Effect, Refuse, Replayed, TicketEnded, TicketGiven
+from pexecd.core.effects import (
+    Discard,
+    Effect,
+    Refuse,
+    Replayed,
+    TicketEnded,
+    TicketGiven,
+    TicketPast,
+)
 from pexecd.core.ledger import COSTLY
 from pexecd.core.session import Session
 from pexecd.core.state import Ask, Ticket, Work
@@ -39,7 +47,8 @@ class TicketNumberNotRestored(Session):
         super().replay(
             record
             for record in known
-            if not isinstance(record, TicketGiven) or record.ticket not in ended
+            if not isinstance(record, TicketPast)
+            and not (isinstance(record, TicketGiven) and record.ticket in ended)
         )
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pexecd.core.effects import Record, TaskDone, TaskFailed, TicketEnded, TicketGiven
+from pexecd.core.effects import (
+    Replayed,
+    TaskDone,
+    TaskFailed,
+    TicketEnded,
+    TicketGiven,
+    TicketPast,
+)
 from pexecd.core.values import End
 from pexecd.ports import JournalRecord, ResultDropped, ResultKept
 from tests.simulation.audit import Audit
@@ -46,14 +53,18 @@ class Disk:
                 case _:
                     raise AssertionError(record)
 
-    def replay(self) -> Iterator[Record]:
+    def replay(self) -> Iterator[Replayed]:
         """As ``Recovery.replay`` does."""
         for _, settled in sorted(self.settled.items()):
             yield settled
         for ticket, given in sorted(self.given.items()):
+            ended = self.ended.get(ticket)
+            if ended is not None and given.task in self.settled:
+                yield TicketPast(ticket, given.task, given.host, ended.end, ended.seconds)
+                continue
             yield given
-            if ticket in self.ended:
-                yield self.ended[ticket]
+            if ended is not None:
+                yield ended
 
     def kept(self) -> list[int]:
         """As ``Recovery.kept`` does."""

@@ -8,18 +8,20 @@ from pexecd.core.effects import (
     Discard,
     Finish,
     Judge,
+    Replayed,
     TaskDone,
     TaskFailed,
     TaskReopened,
     TicketEnded,
     TicketGiven,
+    TicketPast,
     TicketsUsed,
 )
 from pexecd.core.events import ClientGone, ResultStored, TaskAsked
 from pexecd.core.session import Session
 from pexecd.core.values import FIRST_TICKET, MOST_LOSSES, End, Outcome, Policy
 from pexecd.errors import InvariantBrokenError
-from tests.unit.core.scene import ANNA, BERT, PLAIN, Scene, given, of
+from tests.unit.core.scene import ANNA, BERT, CARL, PLAIN, Scene, given, of
 
 
 def test_a_new_process_goes_on_where_the_old_one_stopped() -> None:
@@ -145,10 +147,26 @@ def test_what_became_of_tasks_may_be_told_before_their_tickets() -> None:
     settled = [record for record in scene.records if isinstance(record, TaskDone | TaskFailed)]
     assert len(settled) == 4
     session = Session(scene.policy, scene.tasks, scene.at)
-    session.replay([*settled, *(one for one in scene.records if one not in settled)])
+    tickets = [one for one in scene.records if one not in settled]
+    session.replay([*settled, *tickets])
     assert session.statistics() == scene.session.statistics()
     session.resume(scene.at)
     assert session.statistics() == scene.session.statistics()
+
+    ended = {one.ticket: one for one in tickets if isinstance(one, TicketEnded)}
+    shorter: list[Replayed] = [*settled]
+    for one in tickets:
+        if isinstance(one, TicketGiven):
+            end = ended.get(one.ticket)
+            shorter.append(
+                TicketPast(one.ticket, one.task, one.host, end.end, end.seconds) if end else one
+            )
+    assert sum(isinstance(one, TicketPast) for one in shorter) == 4
+    session = Session(scene.policy, scene.tasks, scene.at)
+    session.replay(shorter)
+    session.resume(scene.at)
+    assert session.statistics() == scene.session.statistics()
+    assert session.handle(TaskAsked(scene.at, 1, CARL))[0] == given(10005, 6, CARL)
 
 
 def test_a_ticket_number_that_was_used_twice_is_a_bug() -> None:

@@ -17,6 +17,7 @@ from pexecd.core.effects import (
     TaskReopened,
     TicketEnded,
     TicketGiven,
+    TicketPast,
     TicketsUsed,
 )
 from pexecd.core.session import Session
@@ -63,6 +64,10 @@ def given(ticket: int, task: int = 1) -> TicketGiven:
 
 def ended(ticket: int, end: End, task: int = 1) -> TicketEnded:
     return TicketEnded(ticket, task, end, f"because {end.value}", 3, 9, 0.25, b"\xff stderr")
+
+
+def past(ticket: int, end: End, task: int = 1) -> TicketPast:
+    return TicketPast(ticket, task, "host", end, 0.25)
 
 
 def kept(ticket: int, data: bytes | None = b"0.6\n", task: int = 1) -> ResultKept:
@@ -247,28 +252,35 @@ def test_what_a_callback_appends_is_written(journal: Journal, pump: Pump) -> Non
 
 
 def test_replay_gives_every_fact_in_an_order_to_build_on(journal: Journal, pump: Pump) -> None:
-    facts: list[Record] = [
-        TaskDone(1, 10002),
-        TaskFailed(3, "never worked"),
+    records: list[JournalRecord] = [
         given(10000, 1),
-        ended(10000, End.FAILED, 1),
         given(10001, 2),
+        TaskFailed(3, "never worked"),
+        ended(10000, End.FAILED, 1),
         given(10002, 1),
         ended(10002, End.DONE, 1),
+        TaskDone(1, 10002),
+        given(10003, 2),
+        given(10004, 3),
+        ended(10001, End.LOST, 2),
     ]
-    shuffled: list[JournalRecord] = [facts[i] for i in (2, 4, 1, 3, 5, 6, 0)]
-    pump.wait(journal.append(shuffled))
-    assert replayed(journal) == facts
+    pump.wait(journal.append(records))
+    assert replayed(journal) == [
+        TaskDone(1, 10002),
+        TaskFailed(3, "never worked"),
+        past(10000, End.FAILED),
+        given(10001, 2),
+        ended(10001, End.LOST, 2),
+        past(10002, End.DONE),
+        given(10003, 2),
+        given(10004, 3),  # settled, but it lives
+    ]
 
 
 def test_a_second_end_replaces_the_first(journal: Journal, pump: Pump) -> None:
     pump.wait(journal.append([given(10000), ended(10000, End.LOST), TaskFailed(1, "lost")]))
     pump.wait(journal.append([ended(10000, End.DONE), TaskDone(1, 10000)]))
-    assert replayed(journal) == [
-        TaskDone(1, 10000),
-        given(10000),
-        ended(10000, End.DONE),
-    ]
+    assert replayed(journal) == [TaskDone(1, 10000), past(10000, End.DONE)]
 
 
 def test_results_that_wait_for_their_verdict(journal: Journal, pump: Pump) -> None:

@@ -21,6 +21,7 @@ from pexecd.core.effects import (
     TaskReopened,
     TicketEnded,
     TicketGiven,
+    TicketPast,
     TicketsUsed,
 )
 from pexecd.core.values import End
@@ -240,7 +241,7 @@ def check(
     tickets: dict[int, list[int]] = {}
     reopened, ends, reasons, used = {}, {}, {}, 0
     for fact in recovery.replay():
-        if isinstance(fact, TicketGiven):
+        if isinstance(fact, TicketGiven | TicketPast):
             tickets.setdefault(fact.task, []).append(fact.ticket)
         elif isinstance(fact, TaskReopened):
             reopened[fact.task] = fact.ticket
@@ -255,6 +256,10 @@ def check(
     assert tickets == {task: known.tickets for task, known in tasks if known.tickets}
     assert ends == {task: known.settled for task, known in tasks if known.settled}
     assert reasons == {task: known.failed for task, known in tasks if known.failed}
-    assert reopened == {task: known.reopened for task, known in tasks if known.reopened}
+    assert reopened == {
+        task: known.reopened
+        for task, known in tasks
+        if known.reopened and task not in ends and task not in reasons
+    }
     odd = {task: known.not_collected for task, known in tasks if known.not_collected}
     assert recovery.not_collected() == odd
