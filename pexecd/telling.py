@@ -102,7 +102,7 @@ class Teller:
 
     def command(self, row: TaskRow) -> str:
         """The command line of a task, as people see it."""
-        return shlex.join(self._renderer.render(row.cells).arguments)
+        return shlex.join(self._renderer.arguments(row.cells))
 
     async def message(self, row: TaskRow, ticket: int, speaks: bool) -> TaskMessage:
         """The message for one client.

@@ -27,6 +27,10 @@ class Renderer:
         """The names of a line's cells, and the cells."""
         return dict(zip(self._columns, cells, strict=True))
 
+    def arguments(self, cells: Sequence[str]) -> Sequence[str]:
+        """The words of a line's command."""
+        return self._command.words(self.parameters(cells))
+
     def render(self, cells: Sequence[str]) -> Rendered:
         """What the task of a line is run with."""
         values = self.parameters(cells)

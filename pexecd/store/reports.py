@@ -183,21 +183,12 @@ def _how_it_ended(row: JoblogRow) -> str:
 
 
 def _line(row: JoblogRow, command: str) -> str:
-    columns = (
-        row.task,
-        row.host,
-        f"{row.given:.3f}",
-        f"{row.seconds:.3f}",
-        row.sent_bytes,
-        row.received_bytes,
-        row.exit_status,
-        row.signal,
-        command,
-        row.ticket,
-        row.end,
-        row.reason,
+    # a restart writes a line for each ticket there ever was
+    return (
+        f"{row.task}\t{_plain(row.host)}\t{row.given:.3f}\t{row.seconds:.3f}\t{row.sent_bytes}\t"
+        f"{row.received_bytes}\t{row.exit_status}\t{row.signal}\t{_plain(command)}\t{row.ticket}\t"
+        f"{row.end}\t{_plain(row.reason)}\n"
     )
-    return "\t".join(_plain(str(column)) for column in columns) + "\n"
 
 
 def _plain(text: str) -> str:
