@@ -75,16 +75,12 @@ class Disk:
     def _review(self) -> None:
         was, self.full = self.full, self._journal or self._spool
         if self.full and not was:
-            self._log.warn(
-                "work pauses, nothing can be stored: {reason}; it goes on by itself when that is "
-                "over",
-                reason=self.full,
-            )
+            tell_pause(self._log, self.full)
             confirming, self._confirming = self._confirming, set()
             for one in confirming:
                 one.errback(JournalError(self.full))
         elif was and not self.full:
-            self._log.warn("there is room again: work goes on")
+            tell_room(self._log)
             waiting, self._waiting = self._waiting, set()
             for one in waiting:
                 one.callback(None)
@@ -137,3 +133,16 @@ class Disk:
         if self._trying is not None and self._trying.active():
             self._trying.cancel()
         self._trying = None
+
+
+def tell_pause(log: Logger, reason: str) -> None:
+    """Tell people that work pauses, and why."""
+    log.warn(
+        "work pauses, nothing can be stored: {reason}; it goes on by itself when that is over",
+        reason=reason,
+    )
+
+
+def tell_room(log: Logger) -> None:
+    """Tell people that it goes on."""
+    log.warn("there is room again: work goes on")

@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 from pexecd.attempts import Attempts
 from pexecd.core.effects import Finish, TicketEnded
 from pexecd.core.values import Outcome, Statistics
+from pexecd.disk import TRIED, tell_pause, tell_room
 from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
 from pexecd.jobs import Renderer
 from pexecd.jobs.cluster import HERE
@@ -48,6 +49,7 @@ from pexecd.store import (
     Spool,
     StateFolder,
     StatisticsFile,
+    no_room,
     write_json,
 )
 from pexecd.summary import summary
@@ -163,6 +165,7 @@ class JobService(Service):
                 port_before = await self._in_thread(_free_port_of, folder.session)
                 await self._in_thread(folder.clear)
             await self._in_thread(folder.check)
+            await self._wait_for_room(folder)
             _log_to(stack, folder.log)
             journal = await self._in_thread(Journal.open, folder.database, self._reactor)
             _closing(stack, journal.close)
@@ -227,6 +230,19 @@ class JobService(Service):
         """For a time when nothing has begun that would have to be ended in order."""
         if self.interrupted or self._leaving:
             raise _LeavingError
+
+    async def _wait_for_room(self, folder: StateFolder) -> None:
+        """On a full disk not even the journal can be opened."""
+        told = False
+        while reason := await self._in_thread(no_room, folder.path):
+            self._stay()
+            if not told:
+                tell_pause(self._log, reason)
+                told = True
+            self._say(f"paused: {reason}")
+            await deferLater(self._reactor, TRIED)
+        if told:
+            tell_room(self._log)
 
     async def _state_from(self, folder: StateFolder, journal: Journal) -> State:
         if not journal.loaded:

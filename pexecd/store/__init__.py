@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pexecd.store.folder import StateFolder
 from pexecd.store.journal import Journal
+from pexecd.store.problems import no_room
 from pexecd.store.recovery import LostResult, Recovery
 from pexecd.store.reports import FailureLog, Joblog, StatisticsFile, write_json
 from pexecd.store.spool import Spool
@@ -20,5 +21,6 @@ __all__ = [
     "Spool",
     "StateFolder",
     "StatisticsFile",
+    "no_room",
     "write_json",
 ]

@@ -44,6 +44,14 @@ def try_disk(folder: Path) -> OSError | None:
     return None
 
 
+def no_room(folder: Path) -> str:
+    """Why nothing can be stored in a folder just now, if that can pass; else empty. Blocks."""
+    problem = try_disk(folder)
+    if problem is None or problem.errno not in _PASSING:
+        return ""
+    return f"{folder}: {problem.strerror}"
+
+
 def passing(error: sqlite3.Error, path: Path) -> str:
     """Why a commit failed, if trying again later can help; else empty. Blocks.
 
