@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=2000)
     options = parser.parse_args()
+    if shutil.which("parallel") is None:
+        sys.exit("GNU parallel is needed to compare with: apt-get install parallel")
     for place in range(len(ways(Path(), 1))):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
