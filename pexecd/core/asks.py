@@ -37,8 +37,10 @@ class Asks:
         at = self._context.at
         client = self._clients.hear(caller, at)
         client.refused = False
+        if client.managed and client.doubtful:
+            self._progress.welcome(client)
         host = client.host
-        ask = Ask(number, caller, client, host)
+        ask = Ask(number, caller, client, host, at)
         admitted = host.aside is None or (host.probe is None and host.until <= at)
         task = self._dispatch.pick(ask) if admitted else None
         if task is not None:

@@ -170,7 +170,8 @@ class Dispatch:
         for ask in self._askers(demanding=work.demanding):
             if ask.host not in work.tried:
                 return ask
-            first = first or ask
+            if first is None and not _silent_with(work, ask):
+                first = ask
         return first
 
     def _askers(self, *, demanding: bool) -> Iterator[Ask]:
@@ -193,6 +194,14 @@ class Dispatch:
             if (speaks or not work.demanding) and _elsewhere(work, host):
                 return work.task
         return None
+
+
+def _silent_with(work: Work, ask: Ask) -> bool:
+    """Whether the ask's client works on the task itself, and fell silent after the ask.
+
+    One that asked and does not ping the ticket has never got it.
+    """
+    return any(ticket.client is ask.client and ticket.heard > ask.since for ticket in work.tickets)
 
 
 def _elsewhere(work: Work, host: Host) -> bool:

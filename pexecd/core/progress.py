@@ -147,6 +147,7 @@ class Progress:
 
     def _doubt(self, ticket: Ticket) -> None:
         ticket.doubtful = True
+        ticket.client.doubtful += 1
         if ticket.host not in ticket.work.tried:
             ticket.work.tried += (ticket.host,)
         self.live -= 1
@@ -162,13 +163,30 @@ class Progress:
             return None
         self._clients.seen(ticket.client, self._context.at)
         ticket.heard = self._context.at
+        ticket.welcomed = False
         if ticket.doubtful:
-            ticket.doubtful = False
-            self.live += 1
-            self._standings.engage(ticket.host)
-            self._watch(ticket)
-            self._review(ticket.work)
+            self._believe(ticket)
         return ticket
+
+    def welcome(self, client: Client) -> None:
+        """A client that was silent asks for a task: it will ping or post its tickets soon.
+
+        Until then nobody is to do their tasks again, least of all this client. A ticket that
+        it does not mention it has never got.
+        """
+        for ticket in client.tickets.values():
+            if ticket.doubtful and not ticket.welcomed:
+                ticket.heard = self._context.at
+                ticket.welcomed = True
+                self._believe(ticket)
+
+    def _believe(self, ticket: Ticket) -> None:
+        ticket.doubtful = False
+        ticket.client.doubtful -= 1
+        self.live += 1
+        self._standings.engage(ticket.host)
+        self._watch(ticket)
+        self._review(ticket.work)
 
     # --- it ends without a result ----------------------------------------------------------
 
@@ -263,7 +281,9 @@ class Progress:
         else:
             work.tickets = tuple(other for other in work.tickets if other is not ticket)
         self._deadlines.drop(ticket)
-        if not ticket.doubtful:
+        if ticket.doubtful:
+            ticket.client.doubtful -= 1
+        else:
             self.live -= 1
             self._standings.disengage(ticket.host, self._context.at)
 

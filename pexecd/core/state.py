@@ -66,6 +66,8 @@ class Client:
     answered: Instant = -inf
     #: Its live and doubtful tickets.
     tickets: dict[int, Ticket] = field(default_factory=dict)
+    #: How many of them are doubtful.
+    doubtful: int = 0
     #: Its requests that are open: asks that wait, bodies that arrive.
     open: int = 0
     #: How often it was to be revived since it was heard.
@@ -84,6 +86,8 @@ class Ask:
     caller: Caller
     client: Client
     host: Host
+    #: When it came.
+    since: Instant
 
 
 @dataclass(slots=True, eq=False)
@@ -95,12 +99,14 @@ class Ticket:
     client: Client
     host: Host
     given: Instant
-    #: When it was given, last pinged, or a body of it stopped arriving.
+    #: When it was given, last pinged, a body of it stopped arriving, or its client was back.
     heard: Instant
     #: Its silence means something: it was pinged before, or its client always pings.
     watched: bool
     #: Silent for too long: its task may be given to another, but it may come back.
     doubtful: bool = False
+    #: Its client came back and has not mentioned it since.
+    welcomed: bool = False
     #: Bodies of it that arrive just now.
     arriving: int = 0
 

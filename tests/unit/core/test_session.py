@@ -263,6 +263,39 @@ def test_a_doubtful_ticket_is_alive_again_at_its_next_ping() -> None:
     assert of(TaskDone, scene.done(ticket)) == [TaskDone(1, ticket)]
 
 
+def test_a_client_that_is_back_is_not_given_what_it_works_on() -> None:
+    scene = Scene(tasks=2, duplicates=1)
+    ticket = scene.give(ANNA)
+    scene.wait(40)
+    other = scene.give(ANNA)  # before it has pinged the first
+    assert scene.session.task_of(other) == 2
+    scene.hold(ANNA)
+    scene.ping(ticket)
+    assert of(TaskDone, scene.done(ticket)) == [TaskDone(1, ticket)]
+
+
+def test_a_client_that_vanished_while_it_waited_is_not_given_what_it_works_on() -> None:
+    scene = Scene(tasks=1, duplicates=1)
+    ticket = scene.give(ANNA)
+    scene.hold(ANNA)
+    scene.wait(1)
+    scene.ping(ticket)
+    assert assigned(scene.wait(29)) == []
+    scene.hold(replace(PLAIN, client="another"))
+    assert [task for _, task in assigned(scene.wait(6))] == [1]
+
+
+def test_a_client_that_never_got_its_ticket_gets_the_task_again() -> None:
+    scene = Scene(tasks=1, duplicates=1)
+    scene.give(ANNA)
+    scene.wait(40)
+    scene.hold(ANNA)
+    scene.wait(29)
+    scene.wait(1)  # the answer is: ask again
+    waiting = scene.hold(ANNA)
+    assert assigned(scene.wait(5)) == [(waiting, 1)]
+
+
 def test_a_doubtful_ticket_is_lost_when_another_wins() -> None:
     scene = Scene(tasks=1, duplicates=1)
     doubtful = scene.give(ANNA)
@@ -327,8 +360,8 @@ def test_a_task_that_kills_its_hosts_fails() -> None:
 def test_doubtful_tickets_count_as_losses() -> None:
     scene = Scene(tasks=1, give_up=1e6)
     tickets = []
-    for _ in range(5):
-        tickets.append(scene.give(ANNA))
+    for host in "abcde":
+        tickets.append(scene.give(replace(ANNA, client=f"client-{host}", host=host)))
         effects = scene.wait(35)
     assert [e.ticket for e in of(TicketEnded, effects)] == tickets
     assert {e.end for e in of(TicketEnded, effects)} == {End.LOST}
@@ -401,7 +434,11 @@ def test_a_dead_client_that_had_a_task_twice() -> None:
     scene = Scene(tasks=1, attempts=1)
     first = scene.give(ANNA)
     scene.wait(35)
-    second = scene.give(ANNA)
+    scene.hold(ANNA)  # and it does not mention the first
+    scene.wait(30)
+    scene.hold(ANNA)
+    (assign,) = of(Assign, scene.wait(5))
+    second = assign.ticket
     scene.ping(first)
     scene.wait(34)
     scene.ping(first)
