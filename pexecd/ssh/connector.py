@@ -219,4 +219,6 @@ def _explain(
     timed_out = isinstance(problem, error.TimeoutError | error.TCPTimedOutError)
     if timed_out or problem.osError == errno.ETIMEDOUT:
         return TimedOutError(host, CONNECT, f"no connection to {where} within {limit:g} s")
-    return NoRouteError(host, CONNECT, f"no connection to {where}", str(problem))
+    # without a number it is Twisted's, which says that the connection was closed cleanly
+    said = os.strerror(problem.osError) if problem.osError else ""
+    return NoRouteError(host, CONNECT, f"no connection to {where}", said)

@@ -74,6 +74,10 @@ class Settings:
     hash_known_hosts: bool
     address_family: socket.AddressFamily
     connect_timeout: Seconds | None
+    #: How often a silent host is asked for a sign of life; None: ours.
+    alive_interval: Seconds | None
+    #: So many questions may stay without an answer, then it is given up.
+    alive_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +201,11 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         return tuple(path(name) for name in last(key).split())
 
     own = files("userknownhostsfile")
-    timeout = last("connecttimeout")
+
+    def seconds(key: str) -> Seconds | None:
+        return float(last(key)) if last(key).isdecimal() and int(last(key)) else None
+
+    count = last("serveralivecountmax", "3")
     return Settings(
         hostname=hostname,
         port=port,
@@ -211,7 +219,9 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         accept_new=last("stricthostkeychecking") in ("accept-new", "no", "false", "off"),
         hash_known_hosts=last("hashknownhosts") in ("yes", "true"),
         address_family=FAMILIES.get(last("addressfamily"), socket.AF_UNSPEC),
-        connect_timeout=float(timeout) if timeout.isdecimal() and int(timeout) else None,
+        connect_timeout=seconds("connecttimeout"),
+        alive_interval=seconds("serveraliveinterval"),
+        alive_count=int(count) if count.isdecimal() else 3,
     )
 
 

@@ -74,7 +74,7 @@ class Deadlines:
     channel: Seconds = 30.0
     #: How often a silent host is asked for a sign of life...
     keepalive: Seconds = 15.0
-    #: ... and how long it may be silent.
+    #: ... and how long it may be silent. ServerAliveInterval of the SSH settings wins.
     silence: Seconds = 45.0
     #: Until the peer has hung up, too.
     close: Seconds = 3.0
@@ -139,6 +139,10 @@ class Transport(transport.SSHClientTransport):
         self._known = known
         self._useless = useless
         self._deadlines = deadlines
+        self._keepalive, self._silence = deadlines.keepalive, deadlines.silence
+        if settings.alive_interval is not None:
+            self._keepalive = settings.alive_interval
+            self._silence = settings.alive_interval * (settings.alive_count + 1)
         self._greeting = b""
         self._host_key: bytes | None = None
         self._timer: IDelayedCall | None = None
@@ -379,17 +383,18 @@ class Transport(transport.SSHClientTransport):
         super().setService(service)
         if service is self._connection and not self.ready.called:
             self.stage = OPEN
-            self._after(self._deadlines.keepalive, self._keep_alive)
+            self._after(self._keepalive, self._keep_alive)
             self.ready.callback(self._connection)
 
     def _keep_alive(self) -> None:
         silence = self._clock.seconds() - self._heard
-        if silence >= self._deadlines.silence:
+        if silence >= self._silence:
             self._vanished(silence)
-            return
-        if silence >= self._deadlines.keepalive:
+        elif silence >= self._keepalive:
             self._connection.ask_for_life()
-        self._after(self._deadlines.keepalive, self._keep_alive)
+            self._after(self._keepalive, self._keep_alive)
+        else:
+            self._after(self._keepalive - silence, self._keep_alive)
 
     def _vanished(self, silence: Seconds) -> None:
         self.error = PeerVanishedError(self._host, OPEN, f"no sign of life for {silence:.0f} s")

@@ -55,6 +55,8 @@ def test_what_is_read() -> None:
         hash_known_hosts=False,
         address_family=socket.AF_UNSPEC,
         connect_timeout=None,
+        alive_interval=None,
+        alive_count=3,
     )
 
 
@@ -85,9 +87,11 @@ def test_the_rest() -> None:
     settings = parse(
         "connecttimeout 7\nhostkeyalias lab\nhashknownhosts yes\nidentitiesonly yes\n"
         "userknownhostsfile none\nproxycommand none\naddressfamily inet6\n"
+        "serveraliveinterval 5\nserveralivecountmax 2\n"
     )
     assert settings.address_family == socket.AF_INET6
     assert (settings.connect_timeout, settings.host_key_alias) == (7.0, "lab")
+    assert (settings.alive_interval, settings.alive_count) == (5.0, 2)
     assert (settings.hash_known_hosts, settings.identities_only) == (True, True)
     assert (len(settings.known_hosts), settings.own_known_hosts) == (2, 0)
 

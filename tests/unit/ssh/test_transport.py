@@ -16,7 +16,9 @@ from pexecd.ssh.knownhosts import known_keys
 from pexecd.ssh.settings import Settings
 from pexecd.ssh.transport import Deadlines, Transport
 
-SETTINGS = Settings("lab", 22, "ann", (), False, None, (), 0, None, False, False, AF_INET, None)
+SETTINGS = Settings(
+    *("lab", 22, "ann", (), False, None, (), 0, None, False, False, AF_INET, None, None, 3)
+)
 VERSION = b"SSH-2.0-Test\r\n"
 
 
