@@ -431,6 +431,8 @@ def server_for(job: Job, host: HostSpec, listening: str, port: int) -> str:
         address = _HERE.get(listening, listening)
     elif job.advertise:
         return job.advertise.rstrip("/")
+    elif listening not in _HERE:
+        address = listening  # there and nowhere else
     else:
         address = socket.getfqdn()
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
