@@ -121,19 +121,22 @@ class Sshd:
         extra: str = "",
         port: int | None = None,
         host_keys: tuple[str, ...] = ("ed25519",),
+        within: Sequence[str] = (),
     ) -> None:
         """Start it; it listens when this returns.
 
         Args:
             folder: a new one, for its files.
-            address: of 127.0.0.0/8.
+            address: of 127.0.0.0/8, or of where ``within`` leads.
             user: whose host it is.
             extra: lines of sshd_config; they win.
             port: None: a free one.
             host_keys: types.
+            within: what leads into another network, before the command.
         """
         self.folder = folder
         self.address = address
+        self._within = within
         self.user = user
         self.login = user.name
         self.port = port or free_port(address)
@@ -181,7 +184,7 @@ class Sshd:
         """Start (again)."""
         listening = threading.Event()
         self.process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", str(self.config)],
+            [*self._within, SSHD, "-D", "-e", "-f", str(self.config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -257,21 +260,33 @@ class Lab:
         user: User | Literal[True] = True,
         shell: str = "/bin/bash",
         extra: str = "",
+        port: int | None = None,
         host_keys: tuple[str, ...] = ("ed25519",),
+        within: Sequence[str] = (),
     ) -> Sshd:
         """A new host.
 
         Args:
-            address: of 127.0.0.0/8.
+            address: of 127.0.0.0/8, or of where ``within`` leads.
             user: True: of a new user of its own.
             shell: the new user's.
             extra: lines for its sshd_config.
+            port: None: a free one.
             host_keys: types of its keys.
+            within: what leads into another network, before the command.
         """
         folder = self.folder / f"sshd-{len(self.hosts) + 1}"
         folder.mkdir()
         owner = user if isinstance(user, User) else self.add_user(shell)
-        host = Sshd(folder, address, user=owner, extra=extra, host_keys=host_keys)
+        host = Sshd(
+            folder,
+            address,
+            user=owner,
+            extra=extra,
+            port=port,
+            host_keys=host_keys,
+            within=within,
+        )
         self.hosts.append(host)
         host.authorize(self.key)
         return host
