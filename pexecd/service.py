@@ -30,7 +30,6 @@ from pexecd.core.values import Outcome, Statistics
 from pexecd.disk import TRIED, tell_pause, tell_room
 from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
 from pexecd.jobs import Renderer
-from pexecd.jobs.cluster import HERE
 from pexecd.jobs.reach import is_loopback
 from pexecd.jobs.values import HostSpec, Job
 from pexecd.launch import Launcher
@@ -185,11 +184,12 @@ class JobService(Service):
             master = Master()
             master.add(session)
             port = await self._listen(stack, master, state)
-            url = server_for(self._job, HERE, port.host, port.port)
-            await self._in_thread(write_json, folder.session, _card(state, url, self._job))
+            here = server_here(port.host, port.port)
+            await self._in_thread(write_json, folder.session, _card(state, here, self._job))
             if self.interrupted:
                 session.interrupt(self.interrupted)
-            launcher = self._launcher_for(session, state, port)
+            elsewhere = await self._in_thread(server_elsewhere, self._job, port.host, port.port)
+            launcher = self._launcher_for(session, state, here, elsewhere)
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
             _note_clients(journal, "left")
@@ -349,10 +349,10 @@ class JobService(Service):
         return address
 
     def _launcher_for(
-        self, session: RunningSession, state: State, port: IPv4Address | IPv6Address
+        self, session: RunningSession, state: State, here: str, elsewhere: str
     ) -> Launcher:
         def order(host: HostSpec) -> ClientOrder:
-            url = server_for(self._job, host, port.host, port.port)
+            url = here if _is_here(host) else elsewhere
             return ClientOrder(state.session_id, state.public, url)
 
         return Launcher(
@@ -418,23 +418,39 @@ def _changed(remapped: Remapped) -> str:
     )
 
 
-def server_for(job: Job, host: HostSpec, listening: str, port: int) -> str:
-    """The URL at which a host reaches the master.
+def _is_here(host: HostSpec) -> bool:
+    return host.local or is_loopback(host.address)
+
+
+def server_here(listening: str, port: int) -> str:
+    """The URL at which this computer reaches the master.
 
     Args:
-        job: may say it for other computers, with ``advertise``.
-        host: the host that asks.
         listening: the address that the master listens on.
         port: and its port.
     """
-    if host.local or is_loopback(host.address):
-        address = _HERE.get(listening, listening)
-    elif job.advertise:
+    return _url(_HERE.get(listening, listening), port)
+
+
+def server_elsewhere(job: Job, listening: str, port: int) -> str:
+    """The URL at which other computers reach the master; empty where the job has none.
+
+    Blocks: it may ask the name service who this computer is.
+
+    Args:
+        job: may say it, with ``advertise``.
+        listening: the address that the master listens on.
+        port: and its port.
+    """
+    if all(map(_is_here, job.hosts)):
+        return ""
+    if job.advertise:
         return job.advertise.rstrip("/")
-    elif listening not in _HERE:
-        address = listening  # there and nowhere else
-    else:
-        address = socket.getfqdn()
+    # Where it listens on one address it is there and nowhere else.
+    return _url(socket.getfqdn() if listening in _HERE else listening, port)
+
+
+def _url(address: str, port: int) -> str:
     return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
