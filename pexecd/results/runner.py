@@ -113,12 +113,12 @@ def _match(regex: str, stream: BinaryIO) -> str:
 class Result:
     """One result, as the user's functions see it."""
 
-    def __init__(self, name: str, source: Mapping[str, str], scratch: str) -> None:
-        self._name = name
+    def __init__(self, source: Mapping[str, str], temporary: str) -> None:
+        """Take what a request says of it; ``temporary`` is the file that ``path`` may make."""
         self._path = source.get("path")
         self._data = None if self._path else base64.b64decode(source["data"])
-        self._scratch = scratch
-        self._temporary = False
+        self._temporary = temporary
+        self._made = False
 
     @property
     def path(self) -> Any:
@@ -126,11 +126,10 @@ class Result:
         from pathlib import Path  # noqa: PLC0415
 
         if self._path is None:
-            safe = "".join(char if char.isalnum() else "_" for char in self._name)[:60]
-            self._path = os.path.join(self._scratch, f"{os.getpid()}-{safe}")
+            self._path = self._temporary
             with open(self._path, "wb") as file:
                 file.write(self._data or b"")
-            self._temporary = True
+            self._made = True
         return Path(self._path)
 
     def open(self, mode: str = "r") -> IO[Any]:
@@ -152,8 +151,8 @@ class Result:
 
     def forget(self) -> None:
         """Delete what ``path`` made."""
-        if self._temporary and self._path is not None and os.path.exists(self._path):
-            os.unlink(self._path)
+        if self._made and os.path.exists(self._temporary):
+            os.unlink(self._temporary)
 
 
 class Functions:
@@ -165,8 +164,10 @@ class Functions:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Perform one request; an error of the user's code is an answer, too."""
+        # the end of a name, for what it says of the file's kind; the number tells them apart
         results = {
-            name: Result(name, source, self._scratch) for name, source in request["results"].items()
+            name: Result(source, f"{self._scratch}/{os.getpid()}-{number}-{name[-60:]}")
+            for number, (name, source) in enumerate(request["results"].items())
         }
         doing = "a ready-made test"
         try:

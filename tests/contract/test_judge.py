@@ -147,6 +147,17 @@ class JudgeTests(TestCase):
         assert await self.verdict(judge, *results) == Verdict(True)
         assert os.listdir(self.state / "scratch" / "validate") == []
 
+    async def test_results_with_similar_names_have_files_of_their_own(self) -> None:
+        judge = self.judge(
+            """\
+            def validate(parameters, result):
+                paths = [result[name].path for name in sorted(result)]
+                return [path.read_text() for path in paths] == ["1", "2", "3"]
+            """
+        )
+        results = (inline(b"1", "a-1"), inline(b"2", "a.1"), inline(b"3", "a_1"))
+        assert await self.verdict(judge, *results) == Verdict(True)
+
     async def test_no_is_no(self) -> None:
         judge = self.judge("def validate(parameters, result): return 0")
         assert await self.verdict(judge) == Verdict(False, "checks.py:validate said no")
