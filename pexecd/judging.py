@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -46,18 +46,22 @@ class Judging:
         self._columns = columns
         self._judged = judged
         self._log = log
-        self._waiting: deque[Judge] = deque()
+        self._waiting: OrderedDict[int, Judge] = OrderedDict()
         self._running = 0
 
     def add(self, deed: Judge) -> None:
         """Validate this result when its turn comes."""
-        self._waiting.append(deed)
+        self._waiting[deed.ticket] = deed
         self._more()
+
+    def forget(self, ticket: int) -> None:
+        """The result of this ticket is no use any more: it is not validated if it still waits."""
+        self._waiting.pop(ticket, None)
 
     def _more(self) -> None:
         while self._waiting and self._running < AT_ONCE:
             self._running += 1
-            deed = self._waiting.popleft()
+            _, deed = self._waiting.popitem(last=False)
             spawn(self._one(deed), self._log, f"validating ticket {deed.ticket}")
 
     async def _one(self, deed: Judge) -> None:

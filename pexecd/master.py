@@ -269,6 +269,7 @@ class RunningSession:
                 case Judge():
                     self._judging.add(deed)
                 case Discard():
+                    self._judging.forget(deed.ticket)
                     spawn(self._discard(deed.ticket), self.log, "deleting a result")
                 case Settle():
                     if deed.ticket is not None:

@@ -5,7 +5,7 @@ The names are the same as there: where that one changes, this one must follow.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
@@ -93,7 +93,7 @@ class Master:
         self._asks: dict[int, Answer] = {}
         #: Who waits for 200.
         self._confirming: dict[object, Answer] = {}
-        self._to_judge: deque[Judge] = deque()
+        self._to_judge: OrderedDict[int, Judge] = OrderedDict()
         self._judging = 0
         self._writing = 0
         self._timer: float | None = None
@@ -165,9 +165,10 @@ class Master:
                     if answer is not None:
                         answer(503, deed.retry_after)
                 case Judge():
-                    self._to_judge.append(deed)
+                    self._to_judge[deed.ticket] = deed
                     self._judge_more()
                 case Discard():
+                    self._to_judge.pop(deed.ticket, None)
                     if deed.ticket in self._disk.results:
                         self._journal.append([ResultDropped(deed.ticket)], lambda: None)
                 case Revive():
@@ -339,7 +340,7 @@ class Master:
     def _judge_more(self) -> None:
         while self._to_judge and self._judging < JUDGED_AT_ONCE:
             self._judging += 1
-            deed = self._to_judge.popleft()
+            _, deed = self._to_judge.popitem(last=False)
             self._later(self._office.judging_takes(), self._judged, deed)
 
     def _judged(self, deed: Judge) -> None:

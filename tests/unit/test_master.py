@@ -351,6 +351,21 @@ class MasterTests(TestCase):
         assert len(self.judge.asked) == 30
         assert self.successResultOf(self.session.finished).outcome is Outcome.SUCCEEDED
 
+    def test_a_result_that_is_no_use_any_more_is_not_validated(self) -> None:
+        self.table = [(str(n),) for n in range(8)]
+        self.journal = MemoryJournal(self.table)
+        self.session.close()
+        self.session = self.make(validates=True)
+        tickets = [self.task().ticket for _ in self.table]
+        tickets += [self.task(OTHER).ticket for _ in self.table]
+        for ticket in tickets:
+            self.successResultOf(self.store(ticket))
+        assert len(self.judge.asked) == 8
+        for _, _, verdict in reversed(self.judge.asked[:8]):
+            verdict.callback(Verdict(True))  # makes place for the first copy that still waits
+        assert [task for task, _, _ in self.judge.asked[8:]] == [1, 2, 3, 4]
+        assert self.successResultOf(self.session.finished).outcome is Outcome.SUCCEEDED
+
     def test_a_disk_that_refuses_confirms_nothing(self) -> None:
         ticket = self.task().ticket
         self.journal.broken = True
