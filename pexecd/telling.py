@@ -14,10 +14,13 @@ from pexecd.errors import PexecdError
 from pexecd.jobs.render import Renderer
 from pexecd.jobs.values import Job, Rendered
 from pexecd.ports import IJournal, TaskRow
-from pexecd.protocol.wire import InputFile, ResultFile, TaskMessage, holds_closing_line
-
-#: What the wire says for "no limit" (SPEC section 2).
-NO_LIMIT = 31_536_000
+from pexecd.protocol.wire import (
+    NO_TIMEOUT,
+    InputFile,
+    ResultFile,
+    TaskMessage,
+    holds_closing_line,
+)
 
 
 class UntellableError(PexecdError):
@@ -97,7 +100,7 @@ class Teller:
         self._renderer = renderer
         self._in_thread = in_thread
         self._env = tuple(job.env.items())
-        self._timeout = math.ceil(job.timeout) or NO_LIMIT
+        self._timeout = math.ceil(job.timeout) or NO_TIMEOUT
         self._results = tuple(ResultFile(rule.name, rule.source) for rule in job.results)
 
     def command(self, row: TaskRow) -> str:

@@ -71,8 +71,6 @@ class TaskMessage:
     task: int = 0
     #: Variables for the worker; sent as ``Environment=NAME=VALUE`` lines to those only.
     environment: tuple[tuple[str, str], ...] = ()
-    #: May be told without ``Length=``: no content holds the closing line.
-    plain: bool = True
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -102,15 +100,12 @@ def encode_task(
     Args:
         message: the task.
         framed: for a client that announced itself: with ``Length=``, ``Task=`` and
-            ``Environment=``.
+            ``Environment=``. Without, no content may hold the closing line.
         sizes: the size in bytes of every file among the inputs.
 
     Raises:
-        ValueError: it cannot be said: a value holds a line break, or the task needs
-            ``Length=`` and ``framed`` is false.
+        ValueError: it cannot be said: a value holds a line break.
     """
-    if not framed and not message.plain:
-        raise ValueError(f"ticket {message.ticket} can only be told with Length=")
     head = [_line("Ticket", str(message.ticket)), _line("Timeout", str(message.timeout))]
     if framed:
         head.append(_line("Task", str(message.task)))

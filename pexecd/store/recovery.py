@@ -35,8 +35,6 @@ _ENDS = {end.value: end for end in End}
 class Counts:
     """How much has happened in a session."""
 
-    tasks: int
-    tickets: int
     done: int
     failed: int
     #: Tickets without an end.
@@ -159,9 +157,7 @@ class Recovery:
         """How much has happened."""
         with self._reading() as connection:
             (found,) = connection.execute(
-                "SELECT (SELECT count(*) FROM tasks WHERE number > 0),"
-                " (SELECT count(*) FROM tickets WHERE task > 0),"
-                " (SELECT count(ticket) FROM settled WHERE task > 0),"
+                "SELECT (SELECT count(ticket) FROM settled WHERE task > 0),"
                 " (SELECT count(*) FROM settled WHERE task > 0 AND ticket IS NULL),"
                 ' (SELECT count(*) FROM tickets WHERE task > 0 AND "end" IS NULL)'
             )

@@ -23,6 +23,7 @@ from zope.interface import implementer
 from pexecd.errors import JournalError, StateError
 from pexecd.ports import ISpool, IUpload, StoredResult
 from pexecd.store.batches import Batches, IReactor
+from pexecd.store.files import sync
 from pexecd.store.problems import try_disk
 
 #: Results of up to so many bytes are kept in the database.
@@ -307,11 +308,7 @@ class Upload:
         for part in self._spooled():
             assert part.path is not None
             part.unfinished.rename(part.path)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self._folder)
 
 
 def _safe(name: str) -> str:

@@ -1,1 +1,0 @@
-"""Pages, metrics and control (to come)."""
