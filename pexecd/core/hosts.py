@@ -10,9 +10,9 @@ from pexecd.units import Instant, Seconds
 class Standings:
     """How the hosts do, compared with each other.
 
-    A host that fails ``bad_streak`` times in a row, on work that another one does well
-    meanwhile, is set aside: for a pause that doubles each time, and then it is tried with
-    one ticket at a time, until a success clears it.
+    A host that fails ``bad_streak`` times in a row, while another one does well, is set aside:
+    for a pause that doubles each time, and then it is tried with one ticket at a time, until a
+    success clears it. Failures of tasks that failed on another host before do not count.
 
     Args:
         policy: for its ``bad_streak`` and pauses.

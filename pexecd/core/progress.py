@@ -440,8 +440,8 @@ class Progress:
 
     def _blame(self, host: Host, of: Ticket | KeptResult, reason: str, *, managed: bool) -> None:
         """A failure that may be its host's fault; only hosts we manage can be set aside."""
-        if not managed:
-            return
+        if not managed or any(other is not host for other in of.work.tried):
+            return  # where it failed elsewhere, too, the task is to blame
         probing = host.probe is of
         pause = self._standings.fail(host, self._context.at, reason, probing=probing)
         if pause is not None:

@@ -70,7 +70,7 @@ class Policy:
     grace: Seconds = 30.0
     #: Validators that raised or hung, one after another, before the run stops.
     unjudged: int = 5
-    #: Failures of one host in a row, on work that others do well, before it is set aside.
+    #: Failures of one host in a row, while others do well, before it is set aside.
     bad_streak: int = 4
     #: The first pause of a host that was set aside; doubles each time up to ``pause_most``.
     pause: Seconds = 60.0

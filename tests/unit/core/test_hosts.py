@@ -44,6 +44,19 @@ def test_a_host_is_not_set_aside_while_the_others_have_no_success_either() -> No
         assert of(Tell, scene.fail(scene.give(ANNA))) == []
 
 
+def test_a_task_that_fails_everywhere_is_no_fault_of_the_host() -> None:
+    scene = Scene(tasks=1000, bad_streak=2, stop_after=0)
+    scene.give(BERT)
+    for _ in range(10):
+        first = scene.give(BERT)
+        scene.fail(first)
+        again = scene.give(ANNA)
+        assert scene.task(again) == scene.task(first)
+        scene.fail(again)
+        scene.done(scene.give(BERT))
+        assert not aside(scene)
+
+
 def test_a_success_ends_a_streak() -> None:
     scene = Scene(tasks=1000, bad_streak=2, stop_after=0)
     for _ in range(10):
@@ -132,12 +145,11 @@ def test_a_trial_that_is_lost_is_followed_by_another() -> None:
 
 def test_of_the_asks_that_wait_for_a_trial_only_one_gets_it() -> None:
     scene = Scene(tasks=5, bad_streak=2, stop_after=0, duplicates=1, ping=0, hold=1000)
-    scene.fail(scene.give(ANNA))
+    first, second = scene.give(ANNA), scene.give(ANNA)
+    scene.fail(first)
     live = [scene.give(BERT) for _ in range(4)]
     scene.done(live.pop())
-    live.append(scene.give(CARL))
-    scene.fail(live.pop())
-    scene.fail(scene.give(ANNA))
+    scene.fail(second)
     assert aside(scene)
     live.append(scene.give(BERT))
     scene.wait(60)
