@@ -51,7 +51,7 @@ from pexecd.store import (
     no_room,
     write_json,
 )
-from pexecd.summary import summary
+from pexecd.summary import lines, summary
 from pexecd.telling import Teller
 from pexecd.units import Seconds
 
@@ -124,6 +124,7 @@ class JobService(Service):
         super().stopService()
         self._leaving = True
         if self._session is not None and not self._session.finished.called:
+            self._log.info("{name}: leaving; its clients carry on", name=self._job.name)
             self._session.finished.errback(_LeavingError())
         stopped: Deferred[None] = Deferred()
         self.ended.addCallback(stopped.callback)
@@ -185,6 +186,12 @@ class JobService(Service):
             master.add(session)
             port = await self._listen(stack, master, state)
             here = server_here(port.host, port.port)
+            self._log.info(
+                "{job.name}: {job.tasks} tasks; process {pid} listens at {url}",
+                job=self._job,
+                pid=os.getpid(),
+                url=here,
+            )
             await self._in_thread(write_json, folder.session, _card(state, here, self._job))
             if self.interrupted:
                 session.interrupt(self.interrupted)
@@ -214,6 +221,7 @@ class JobService(Service):
             finish = _with_collection(finish, report)
             self.status = finish.outcome.value
             self._numbers = self._summary(session, finish, report)
+            self._log.info("the end: {text}", text=lines(self._numbers)[0])
             statistics.write(self._numbers)
 
     def _renew(self, session: RunningSession, statistics: StatisticsFile) -> None:

@@ -280,6 +280,7 @@ class ProtocolSite(server.Site):
         connected: the open connections.
     """
 
+    noisy = False
     protocol = Channel  # type: ignore[assignment]  # no HTTP/2, so no wrapper around it
     requestFactory = Request  # type: ignore[assignment]
     resource: Root
