@@ -17,6 +17,11 @@ BAD_INPUT = 2
 MOST_WORDS = 300
 
 
+def spoken(host: str) -> str:
+    """A host's name in messages: ``:``, this computer's in cluster files, says little there."""
+    return "this computer" if host == ":" else host
+
+
 class PexecdError(Exception):
     """The root of all errors that pexecd raises on purpose."""
 
@@ -102,7 +107,7 @@ class HostError(PexecdError):
         self.reason = f"{reason}: {self.said}" if self.said else reason
         if self.advice:
             self.reason += f"; {self.advice}"
-        super().__init__(f"{host}: {self.reason}")
+        super().__init__(f"{spoken(host)}: {self.reason}")
 
 
 class InvariantBrokenError(PexecdError):

@@ -66,6 +66,7 @@ from pexecd.errors import (
     JournalError,
     WrongPlatformError,
     WrongSessionError,
+    spoken,
 )
 from pexecd.jobs.values import Job
 from pexecd.judging import Judging, spawn
@@ -279,7 +280,7 @@ class RunningSession:
                     self.log.warn(
                         "{host}: nothing was heard of its client for too long; it is started "
                         "again if it is gone",
-                        host=deed.host,
+                        host=spoken(deed.host),
                     )
                     if self.launcher is not None:
                         self.launcher.revive(deed.host)
@@ -496,7 +497,7 @@ class RunningSession:
         """See ``IHostWatcher.host_started``."""
         self.hosts[host] = HostReport("up")
         self._happened(ClientSupposed(self._now(), host))
-        self.log.info("{host}: client started", host=host)
+        self.log.info("{host}: client started", host=spoken(host))
 
     def host_failed(self, error: HostError, final: bool) -> None:
         """See ``IHostWatcher.host_failed``."""
@@ -508,7 +509,7 @@ class RunningSession:
     def client_ended(self, host: str, status: str) -> None:
         """See ``IHostWatcher.client_ended``."""
         self.hosts[host] = HostReport("ended", status)
-        self.log.info("{host}: client ended: {status}", host=host, status=status)
+        self.log.info("{host}: client ended: {status}", host=spoken(host), status=status)
         for client, its_host in list(self._clients.items()):
             if its_host == host:
                 del self._clients[client]

@@ -6,6 +6,7 @@ from typing import Any
 
 from pexecd.core.effects import Finish
 from pexecd.core.values import End
+from pexecd.errors import spoken
 from pexecd.master import RunningSession
 from pexecd.ports import CollectReport
 from pexecd.units import Seconds, Stamp
@@ -87,7 +88,7 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         + f", in {duration(numbers['elapsed_s'])}",
         f"tickets  {numbers['tickets']}: " + _counts(numbers["ends"], numbers["tickets"]),
     ]
-    width = max(map(len, numbers["hosts"]), default=0)
+    width = max((len(spoken(name)) for name in numbers["hosts"]), default=0)
     for name, host in numbers["hosts"].items():
         counts = {end.value: host.get(end.value, 0) for end in End}
         given = sum(counts.values()) + host["running"]
@@ -98,7 +99,7 @@ def lines(numbers: dict[str, Any]) -> list[str]:
             parts.append(f"{host['status']}: {host['reason']}")
         if host.get("set_aside"):
             parts.append(f"set aside: {host['set_aside']}")
-        text.append(f"host     {name:<{width}}  " + "; ".join(parts))
+        text.append(f"host     {spoken(name):<{width}}  " + "; ".join(parts))
     text += _listed(
         "failed", [f"task {one['task']}: {one['reason']}" for one in numbers["failed_tasks"]]
     )

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pexecd.errors import BAD_INPUT, BadInputError
+from pexecd.errors import BAD_INPUT, BadInputError, spoken
 from pexecd.jobs import Renderer, read_job, read_table
 from pexecd.jobs.reach import listens_on_loopback
 from pexecd.jobs.templates import Pattern
@@ -134,7 +134,7 @@ def _command(rendered: Rendered) -> str:
 
 
 def _host(host: HostSpec) -> str:
-    name = "this computer" if host.local else host.name
+    name = spoken(host.name)
     return f"{name} ({host.slots} slots)" if host.slots else name
 
 

@@ -25,6 +25,7 @@ from pexecd.core.effects import (
 from pexecd.core.ledger import COSTLY
 from pexecd.core.state import Ask, Client, Host, KeptResult, Ticket, Work
 from pexecd.core.values import MOST_LOSSES, End, Failure
+from pexecd.errors import spoken
 from pexecd.units import Instant, Seconds
 
 
@@ -224,9 +225,10 @@ class Progress:
 
     def lose(self, client: Client) -> None:
         """The client is dead, and so are its tickets."""
+        reason = f"the client on {spoken(client.host.name)} is gone"
         for ticket in list(client.tickets.values()):
             if ticket.number in self.tickets:  # not ended with its task meanwhile
-                self._end(ticket, Failure(f"the client on {client.host.name} is gone", End.LOST))
+                self._end(ticket, Failure(reason, End.LOST))
                 self._review(ticket.work)
 
     def cancel_all(self, reason: str) -> None:
@@ -395,7 +397,7 @@ class Progress:
         self._dispatch.drop(work)
         effects.append(Settle(work.task, number))
         if self._standings.succeed(result.host):
-            effects.append(Tell(f"{result.host.name}: does well again"))
+            effects.append(Tell(f"{spoken(result.host.name)}: does well again"))
 
     def _end_result(self, result: KeptResult, end: End, reason: str = "") -> None:
         record = TicketEnded(
@@ -445,5 +447,5 @@ class Progress:
         probing = host.probe is of
         pause = self._standings.fail(host, self._context.at, reason, probing=probing)
         if pause is not None:
-            text = f"{host.name}: set aside for {pause:g} s, it {host.aside}"
+            text = f"{spoken(host.name)}: set aside for {pause:g} s, it {host.aside}"
             self._context.effects.append(Tell(text, warning=True))

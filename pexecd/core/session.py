@@ -48,6 +48,7 @@ from pexecd.core.events import (
 from pexecd.core.progress import Progress
 from pexecd.core.state import Alarm, Ask, Client, Host, Ticket, Work
 from pexecd.core.values import Caller, Outcome, Policy, Statistics
+from pexecd.errors import spoken
 from pexecd.units import Instant
 
 #: So many tasks at most fail in one event for want of a client that speaks.
@@ -359,7 +360,9 @@ class Session:
         if alone and standings.idle_since + self._clients.silence <= self._context.at:
             for host in list(standings.aside.values()):
                 standings.clear(host)
-                self._context.effects.append(Tell(f"{host.name}: in use again, as no other is"))
+                self._context.effects.append(
+                    Tell(f"{spoken(host.name)}: in use again, as no other is")
+                )
 
     # --- the end ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pexecd.errors import HostError
+from pexecd.errors import HostError, spoken
 from pexecd.jobs.values import HostSpec
 from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import (
@@ -118,7 +118,7 @@ class Launcher:
     def start(self) -> None:
         """See ``ILauncher.start``."""
         for host, text in self._by_hand:
-            self._log.info("{host}: {text}", host=host, text=text)
+            self._log.info("{host}: {text}", host=spoken(host), text=text)
         self._running = [
             Deferred.fromCoroutine(keeper.keep()).addErrback(self._ended, host)
             for host, keeper in self._keepers.items()
@@ -157,7 +157,7 @@ class Launcher:
     def _ended(self, reason: Failure, host: str) -> None:
         if reason.check(CancelledError) and self._keepers[host].stopping:
             return
-        self._log.failure("{host}: the launcher failed", reason, host=host)
+        self._log.failure("{host}: the launcher failed", reason, host=spoken(host))
         error = HostError(host, START, "a bug of pexecd, see the log", repr(reason.value))
         self._watcher.host_failed(error, final=True)
 

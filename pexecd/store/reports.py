@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from pexecd.core.values import End
-from pexecd.errors import StateError
+from pexecd.errors import StateError, spoken
 from pexecd.ports import IAttemptLog, JoblogRow
 from pexecd.store.batches import Batches, IReactor
 from pexecd.store.files import replacing
@@ -108,8 +108,9 @@ class FailureLog(_AttemptLog):
         if row.end in (End.DONE.value, End.CANCELLED.value):
             return ""
         began = datetime.fromtimestamp(row.given, UTC).isoformat(" ", "seconds")
+        where = f"task {row.task}, ticket {row.ticket}, on {spoken(row.host)}"
         text = [
-            f"task {row.task}, ticket {row.ticket}, on {row.host}: {row.end}: {_plain(row.reason)}",
+            f"{where}: {row.end}: {_plain(row.reason)}",
             f"  began {began}, took {row.seconds:.3f} s",
             *([f"  {how}"] if (how := _how_it_ended(row)) else []),
             f"  {command}",
