@@ -128,10 +128,9 @@ class CommandPattern:
 
     Attributes:
         text: the command as it was written.
-        names: the variables in it, each once, in order.
     """
 
-    __slots__ = ("_holes", "_words", "names", "text")
+    __slots__ = ("_holes", "_words", "text")
 
     def __init__(self, text: str, words: Iterable[Pattern]) -> None:
         self.text = text
@@ -141,7 +140,6 @@ class CommandPattern:
             if word.names:
                 self._holes.append((place, word))
             self._words.append("" if word.names else word.fill({}))
-        self.names = tuple(dict.fromkeys(name for _, word in self._holes for name in word.names))
 
     @classmethod
     def parse(cls, text: str, variables: Collection[str] | None = None) -> CommandPattern:

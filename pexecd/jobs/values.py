@@ -108,7 +108,7 @@ class HostSpec:
     python: str | None = None
     #: Folder for client, worker and tickets.
     dir: str = "~/.cache/pexecd"
-    #: Hosts with the same word share that folder; None: found out.
+    #: Hosts with the same word share that folder (of no effect yet).
     shared: str | None = None
     #: False: the client is started by hand.
     start: bool = True

@@ -26,7 +26,6 @@ class Settled:
     def __init__(self) -> None:
         self._tickets = array("q", [self._PENDING])
         self.done = 0
-        self.failed = 0
 
     def settle(self, task: int, ticket: int | None) -> bool:
         """This task is done or has failed.
@@ -41,7 +40,6 @@ class Settled:
         if old == new or old > 0:
             return False
         self.done += new > 0
-        self.failed += (new == self._FAILED) - (old == self._FAILED)
         self._tickets[task] = new
         return True
 

@@ -47,7 +47,6 @@ def test_a_value_is_not_looked_into() -> None:
 
 def test_names_are_told_once_each_in_order() -> None:
     assert Pattern.parse("$b ${a} $b").names == ("b", "a")
-    assert CommandPattern.parse("$b x${a} '$c' $b").names == ("b", "a")
 
 
 @pytest.mark.parametrize(
