@@ -326,9 +326,10 @@ class JobService(Service):
         description = self._job.listen or f"tcp:{kept}:interface=127.0.0.1"
         try:
             endpoint = serverFromString(self._reactor, description)
-        except (LookupError, TypeError, ValueError) as error:
+        except LookupError:
             raise StateError(
-                f"cannot listen on {description}: {error}; does systemd hand over such a socket?"
+                f"cannot listen on {description}: systemd handed over no such socket; look at the "
+                "socket unit, or change listen = in [job]"
             ) from None
         site = ProtocolSite(master, self._reactor)
         patience = time.monotonic() + PORT_PATIENCE

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from pexecd.jobs.mistakes import did_you_mean
 from pexecd.jobs.values import HostSpec
 
-#: The Twisted server endpoints that a master can listen on.
-_KINDS = ("tcp", "tcp6", "systemd")
-#: What ``tcp`` and ``tcp6`` are told, in this order where it is not by name.
+#: What Twisted's server endpoints are told, in this order where it is not by name.
 _TCP_ARGUMENTS = ("port", "interface", "backlog")
+_SYSTEMD_ARGUMENTS = ("domain", "index", "name")
+#: Those that a master can listen on.
+_KINDS = ("tcp", "tcp6", "systemd")
 
 _COLON = re.compile(r"(?<!\\):")
 
@@ -32,9 +33,9 @@ def listen_problem(text: str) -> str | None:
     if kind not in _KINDS:
         return f"'{kind}' is no endpoint that clients can reach, {', '.join(_KINDS)} expected"
     if kind == "systemd":
-        return None
+        return _systemd_problem(rest)
     try:
-        given = _tcp_arguments(rest)
+        given = _arguments(rest, _TCP_ARGUMENTS)
     except ValueError as error:
         return f"{error}; {kind}:PORT or {kind}:PORT:interface=ADDRESS expected"
     port, backlog = given.get("port", ""), given.get("backlog", "50")
@@ -42,6 +43,19 @@ def listen_problem(text: str) -> str | None:
         return f"'{port}' is no port, {kind}:0 to {kind}:65535 expected"
     if not re.fullmatch(r"[0-9]{1,9}", backlog):
         return f"backlog '{backlog}' is no whole number"
+    return None
+
+
+def _systemd_problem(parts: Iterable[str]) -> str | None:
+    expected = "systemd:domain=INET:index=0 or systemd:domain=INET:name=NAME expected"
+    try:
+        given = _arguments(parts, _SYSTEMD_ARGUMENTS)
+    except ValueError as error:
+        return f"{error}; {expected}"
+    if given.get("domain") not in ("INET", "INET6"):
+        return f"domain '{given.get('domain', '')}' is neither INET nor INET6; {expected}"
+    if ("index" in given) == ("name" in given) or not given.get("index", "0").isdecimal():
+        return f"the socket is named by one of index= (a number) and name=; {expected}"
     return None
 
 
@@ -80,24 +94,26 @@ def listens_on_loopback(listen: str | None) -> bool:
     if listen is None:
         return True
     kind, *rest = _COLON.split(listen)
-    return kind != "systemd" and is_loopback(_tcp_arguments(rest).get("interface", ""))
+    if kind == "systemd":
+        return False
+    return is_loopback(_arguments(rest, _TCP_ARGUMENTS).get("interface", ""))
 
 
-def _tcp_arguments(parts: Iterable[str]) -> dict[str, str]:
-    r"""The arguments of a ``tcp`` endpoint by their names, without ``\``.
+def _arguments(parts: Iterable[str], known: Sequence[str]) -> dict[str, str]:
+    r"""The arguments of an endpoint by their names, without ``\``.
 
     Raises:
         ValueError: there are others, or too many.
     """
     given: dict[str, str] = {}
-    by_place = iter(_TCP_ARGUMENTS)
+    by_place = iter(known)
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals:
             key, value = next(by_place, ""), part
         if key in given or not key:
             raise ValueError(rf"'{part}' is too much (a ':' within an address is written '\:')")
-        if key not in _TCP_ARGUMENTS:
-            raise ValueError(f"unknown argument '{key}'{did_you_mean(key, _TCP_ARGUMENTS)}")
+        if key not in known:
+            raise ValueError(f"unknown argument '{key}'{did_you_mean(key, known)}")
         given[key] = re.sub(r"\\(.)", r"\1", value)
     return given

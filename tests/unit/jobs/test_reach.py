@@ -23,6 +23,7 @@ from pexecd.jobs.values import HostSpec
         "tcp:8080:127.0.0.1:100",
         "tcp:interface=127.0.0.1:8080",
         "systemd:domain=INET:index=0",
+        "systemd:INET6:name=jobs",
     ],
 )
 def test_an_endpoint_has_a_word_before_a_colon(text: str) -> None:
@@ -48,6 +49,12 @@ def test_another_form_of_endpoint_is_a_mistake(text: str) -> None:
         ("tcp:8080:port=8080", "'port=8080' is too much"),
         ("tcp:8080:backlog=many", "backlog 'many'"),
         ("tcp:interface=127.0.0.1", "'' is no port"),
+        ("systemd:index=0", "domain '' is neither INET nor INET6"),
+        ("systemd:domain=UNIX:index=0", "domain 'UNIX' is neither"),
+        ("systemd:domain=INET", "one of index= (a number) and name="),
+        ("systemd:domain=INET:index=first", "one of index="),
+        ("systemd:domain=INET:index=0:name=jobs", "one of index="),
+        ("systemd:domain=INET:nmae=jobs", "did you mean 'name'?"),
     ],
 )
 def test_an_endpoint_that_cannot_serve_clients_is_a_mistake(text: str, says: str) -> None:
