@@ -117,6 +117,8 @@ def _print_end(service: JobService, job: Job, as_json: bool) -> None:
         if any(numbers["ends"][end.value] for end in COSTLY):
             # What the worker said is what people want to see next.
             text.append(f"see      {job.state / 'log' / 'failures.log'}")
+        if numbers["outcome"] == "interrupted":
+            text.append("again    the same command goes on from here")
         if numbers["failed"]:
             text.append("again    with --retry-failed the failed tasks are tried again")
         if numbers["not_collected"]:
