@@ -34,7 +34,13 @@ def summary(
     numbers = session.statistics()
     ends = {end.value: 0 for end in End}
     hosts: dict[str, Any] = {
-        name: {"status": report.status, "reason": report.reason, "running": 0, "busy_s": 0.0}
+        name: {
+            "status": report.status,
+            "reason": report.reason,
+            "running": 0,
+            "busy_s": 0.0,
+            "set_aside": None,
+        }
         | {end.value: 0 for end in End}
         for name, report in session.hosts.items()
     }
@@ -90,14 +96,14 @@ def lines(numbers: dict[str, Any]) -> list[str]:
     ]
     width = max((len(spoken(name)) for name in numbers["hosts"]), default=0)
     for name, host in numbers["hosts"].items():
-        counts = {end.value: host.get(end.value, 0) for end in End}
+        counts = {end.value: host[end.value] for end in End}
         given = sum(counts.values()) + host["running"]
         parts = [_counts(counts, given)] if given else ["no ticket"]
-        if host.get("busy_s"):
+        if host["busy_s"]:
             parts.append(f"busy {duration(host['busy_s'])}")
         if host["status"] in ("waiting", "unusable"):
             parts.append(f"{host['status']}: {host['reason']}")
-        if host.get("set_aside"):
+        if host["set_aside"]:
             parts.append(f"set aside: {host['set_aside']}")
         text.append(f"host     {spoken(name):<{width}}  " + "; ".join(parts))
     text += _listed(
