@@ -48,6 +48,7 @@ class Judging:
         self._log = log
         self._waiting: OrderedDict[int, Judge] = OrderedDict()
         self._running = 0
+        self._closed = False
 
     def add(self, deed: Judge) -> None:
         """Validate this result when its turn comes."""
@@ -57,6 +58,11 @@ class Judging:
     def forget(self, ticket: int) -> None:
         """The result of this ticket is no use any more: it is not validated if it still waits."""
         self._waiting.pop(ticket, None)
+
+    def close(self) -> None:
+        """Begin no more, and tell of no verdict: the next master has them validated."""
+        self._closed = True
+        self._waiting.clear()
 
     def _more(self) -> None:
         while self._waiting and self._running < AT_ONCE:
@@ -74,8 +80,9 @@ class Judging:
             verdict = Verdict(None, str(error))
         finally:
             self._running -= 1
-        self._judged(deed.ticket, verdict)
-        self._more()
+        if not self._closed:
+            self._judged(deed.ticket, verdict)
+            self._more()
 
 
 def spawn(coroutine: Coroutine[Deferred[Any], Any, object], log: Logger, doing: str) -> None:

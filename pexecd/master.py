@@ -195,7 +195,6 @@ class RunningSession:
         self._writing = 0
         self._timer: IDelayedCall | None = None
         self._left: Deferred[None] | None = None
-        self._closed = False
 
     # --- events in, records, deeds out ---------------------------------------------------
 
@@ -518,8 +517,6 @@ class RunningSession:
     # --- results ----------------------------------------------------------------------------
 
     def _judged(self, ticket: int, verdict: Verdict) -> None:
-        if self._closed:
-            return  # the next master has it validated
         now = self._now()
         if verdict.valid is None:
             self._happened(JudgeFailed(now, ticket, verdict.reason))
@@ -571,7 +568,7 @@ class RunningSession:
         Those get no answer, for 503 would tell an old client to die while tasks are left; the
         next master will answer.
         """
-        self._closed = True
+        self._judging.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -366,6 +366,19 @@ class MasterTests(TestCase):
         assert [task for task, _, _ in self.judge.asked[8:]] == [1, 2, 3, 4]
         assert self.successResultOf(self.session.finished).outcome is Outcome.SUCCEEDED
 
+    def test_after_the_end_nothing_more_is_validated(self) -> None:
+        self.table = [(str(n),) for n in range(30)]
+        self.journal = MemoryJournal(self.table)
+        self.session.close()
+        self.session = self.make(validates=True)
+        for _ in self.table:
+            self.successResultOf(self.store(self.task().ticket))
+        self.session.close()
+        records = len(self.journal.records)
+        for _, _, verdict in self.judge.asked:  # as those of a judge that closes
+            verdict.callback(Verdict(None, "closed"))
+        assert (len(self.judge.asked), len(self.journal.records)) == (8, records)
+
     def test_a_disk_that_refuses_confirms_nothing(self) -> None:
         ticket = self.task().ticket
         self.journal.broken = True
