@@ -131,6 +131,8 @@ class Progress:
         if numbers.failed:
             parts.append(f"{numbers.failed} failed")
         parts.append(f"{numbers.running} running")
+        if numbers.judging:
+            parts[-1] += f" ({numbers.judging} to be validated)"
         if now - since > 1 and settled > before:
             rate = (settled - before) / (now - since)
             parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min")

@@ -254,6 +254,7 @@ class Session:
             pending=pending,
             tickets=ledger.given,
             hosts=ledger.counts(),
+            judging=self._progress.awaited,
         )
 
     # --- the frame of an event -------------------------------------------------------------

@@ -137,3 +137,5 @@ class Statistics:
     #: Tickets given out so far; the sum of all ends and of the live ones.
     tickets: int
     hosts: dict[str, HostCounts]
+    #: Results that wait for their verdict; their tasks count as running.
+    judging: int = 0

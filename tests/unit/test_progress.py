@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 
@@ -25,6 +26,15 @@ def test_nobody_reads_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     shown.close()
     with contextlib.suppress(BrokenPipeError):  # of what it could not write
         stream.close()
+
+
+def test_what_waits_for_a_slow_validator_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    stream = io.StringIO()
+    shown = Progress(stream)
+    shown.show(NUMBERS)
+    shown.show(dataclasses.replace(NUMBERS, running=8, pending=0, judging=6))
+    assert stream.getvalue() == "1/9 tasks, 1 done, 8 running (6 to be validated)\n"
 
 
 def test_there_is_no_stream() -> None:
