@@ -450,13 +450,23 @@ def server_elsewhere(job: Job, listening: str, port: int) -> str:
         job: may say it, with ``advertise``.
         listening: the address that the master listens on.
         port: and its port.
+
+    Raises:
+        StateError: nobody else knows this computer by its name.
     """
     if all(map(_is_here, job.hosts)):
         return ""
     if job.advertise:
         return job.advertise.rstrip("/")
-    # Where it listens on one address it is there and nowhere else.
-    return _url(socket.getfqdn() if listening in _HERE else listening, port)
+    if listening not in _HERE:
+        return _url(listening, port)  # it is there and nowhere else
+    name = socket.getfqdn()
+    if name.partition(".")[0] == "localhost":
+        raise StateError(
+            f"{job.path}: this computer's name is {name}, under which other hosts find themselves; "
+            "say how they reach it with advertise = in [job]"
+        )
+    return _url(name, port)
 
 
 def _url(address: str, port: int) -> str:

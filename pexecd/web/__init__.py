@@ -1,0 +1,1 @@
+"""Pages, metrics and control (to come)."""
