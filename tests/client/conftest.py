@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -35,10 +36,12 @@ def load_client() -> ModuleType:
 def find_python(short: str, exact: str) -> str:
     """The interpreter of that version; a missing one fails, it does not skip.
 
-    pyenv's ``python`` on PATH is asked first, wherever its versions are kept.
+    pyenv's ``python`` on PATH is asked first, wherever its versions are kept; last the user's
+    own pyenv, for an environment that does not know of it.
     """
     code = "import sys; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
-    for name, version in (("python", exact), (f"python{short}", "")):
+    own = f"{pwd.getpwuid(os.getuid()).pw_dir}/.pyenv/versions/{exact}/bin/python"
+    for name, version in (("python", exact), (f"python{short}", ""), (own, "")):
         found = shutil.which(name)
         if found:
             environment = {**os.environ, "PYENV_VERSION": version} if version else None
