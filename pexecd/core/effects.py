@@ -75,6 +75,14 @@ class TaskReopened:
 Record: TypeAlias = TicketGiven | TicketEnded | TaskDone | TaskFailed | TaskReopened
 
 
+@dataclass(frozen=True, slots=True)
+class TasksSettled:
+    """In a replay only, before all else: what became of the tasks of earlier runs."""
+
+    #: A byte for each task by its number, from 0: 0 is not settled, 1 done, 2 failed.
+    ends: bytes
+
+
 class TicketPast(NamedTuple):
     """In a replay only: a ticket that was given and has ended, and its task is settled.
 
@@ -101,7 +109,7 @@ class TicketsUsed:
 
 
 #: What ``Session.replay`` learns from.
-Replayed: TypeAlias = Record | TicketPast | TicketsUsed
+Replayed: TypeAlias = Record | TasksSettled | TicketPast | TicketsUsed
 
 # --- deeds ---------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from pexecd.core.effects import (
     TaskDone,
     TaskFailed,
     TaskReopened,
+    TasksSettled,
     TicketEnded,
     TicketGiven,
     TicketPast,
@@ -27,6 +28,8 @@ _ENDS = tuple(End)
 _CODES = {end: code for code, end in enumerate(_ENDS, 1)}
 
 _FRESH, _OPEN, _DONE, _FAILED = range(4)
+#: The phases for the bytes of ``TasksSettled``.
+_SETTLED = bytes.maketrans(b"\0\1\2", bytes((_FRESH, _DONE, _FAILED)))
 
 
 class Ledger:
@@ -89,6 +92,13 @@ class Ledger:
             work = self.works[record.task] = Work(record.task)
             self._enter(record.task, _OPEN)
         return work
+
+    def settle(self, record: TasksSettled) -> None:
+        """Note what became of tasks, before anything else is noted."""
+        ends = record.ends
+        self._phases[1 : len(ends)] = ends[1:].translate(_SETTLED)
+        self.done, self.failed = ends.count(1), ends.count(2)
+        self.fresh = self.tasks - self.done - self.failed
 
     def recall(self, record: TicketGiven) -> None:
         """Note a ticket of an earlier run; its task is opened unless it is settled."""

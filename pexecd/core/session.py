@@ -19,6 +19,7 @@ from pexecd.core.effects import (
     TaskDone,
     TaskFailed,
     TaskReopened,
+    TasksSettled,
     Tell,
     TicketEnded,
     TicketGiven,
@@ -166,6 +167,8 @@ class Session:
                 case TicketEnded():
                     ledger.end(record)
                     self._replayed.pop(record.ticket, None)
+                case TasksSettled():
+                    ledger.settle(record)
                 case TaskDone():
                     ledger.finish(record)
                 case TaskFailed():

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pexecd.core.effects import (
     Replayed,
-    TaskDone,
-    TaskFailed,
     TaskReopened,
+    TasksSettled,
     TicketEnded,
     TicketGiven,
     TicketPast,
@@ -72,13 +71,14 @@ class Recovery:
         then the highest number used.
         """
         with self._reading() as connection:
-            settled = bytearray()
-            for task, ticket, reason in connection.execute(
-                "SELECT task, ticket, reason FROM settled WHERE task > 0 ORDER BY task"
+            (last,) = connection.execute("SELECT ifnull(max(task), 0) FROM settled").fetchone()
+            settled = bytearray(max(last, 0) + 1)
+            for task, failed in connection.execute(
+                "SELECT task, ticket IS NULL FROM settled WHERE task > 0"
             ):
-                settled += bytes(task + 1 - len(settled))
-                settled[task] = 1
-                yield TaskFailed(task, reason) if ticket is None else TaskDone(task, ticket)
+                settled[task] = 1 + failed
+            if last > 0:
+                yield TasksSettled(bytes(settled))
             reopened = connection.execute(
                 "SELECT ticket, task FROM reopened WHERE task > 0"
                 " AND task NOT IN (SELECT task FROM settled) ORDER BY ticket DESC, task DESC"
@@ -87,7 +87,7 @@ class Recovery:
                 'SELECT ticket, task, host, "end", seconds FROM tickets WHERE task > 0'
                 " ORDER BY ticket"
             ):
-                if end is not None and task < len(settled) and settled[task]:
+                if end is not None and task <= last and settled[task]:
                     yield TicketPast(ticket, task, host, _ENDS[end], seconds)
                     continue
                 while reopened and reopened[-1][0] <= ticket:

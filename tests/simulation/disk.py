@@ -8,6 +8,7 @@ from pexecd.core.effects import (
     Replayed,
     TaskDone,
     TaskFailed,
+    TasksSettled,
     TicketEnded,
     TicketGiven,
     TicketPast,
@@ -55,8 +56,10 @@ class Disk:
 
     def replay(self) -> Iterator[Replayed]:
         """As ``Recovery.replay`` does."""
-        for _, settled in sorted(self.settled.items()):
-            yield settled
+        ends = bytearray(max(self.settled, default=0) + 1)
+        for task, settled in self.settled.items():
+            ends[task] = 1 if isinstance(settled, TaskDone) else 2
+        yield TasksSettled(bytes(ends))
         for ticket, given in sorted(self.given.items()):
             ended = self.ended.get(ticket)
             if ended is not None and given.task in self.settled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pexecd.core.dispatch import _silent_with
 from pexecd.core.session import Session
 from pexecd.core.state import Alarm, Ask, KeptResult, Ticket
 from pexecd.core.values import MOST_LOSSES, End
@@ -115,10 +116,16 @@ def _check_asks_and_hosts(session: Session) -> None:
     for client in session._clients._clients.values():
         waits = sum(ask.client is client for ask in asks.values())
         assert client.open == waits + sum(t.arriving for t in client.tickets.values())
+    put = [*dispatch._retries.values(), *dispatch._demanding.values()]
+    # of no use to the task that its own client fell silent with
+    silent = {
+        number for number, ask in waiting.items() if any(_silent_with(work, ask) for work in put)
+    }
     if waiting and not session._policy.demanding:
-        assert not dispatch._retries, "a task and an ask wait for each other"
         assert not session._ledger.fresh
-    if dispatch._speaking:
+    if waiting.keys() - silent and not session._policy.demanding:
+        assert not dispatch._retries, "a task and an ask wait for each other"
+    if dispatch._speaking.keys() - silent:
         assert not dispatch.pending
     if session.finished is not None:
         assert not asks

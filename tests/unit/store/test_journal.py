@@ -15,6 +15,7 @@ from pexecd.core.effects import (
     TaskDone,
     TaskFailed,
     TaskReopened,
+    TasksSettled,
     TicketEnded,
     TicketGiven,
     TicketPast,
@@ -51,6 +52,10 @@ def journal(tmp_path: Path, pump: Pump) -> Iterator[Journal]:
     journal = open_journal(tmp_path, pump)
     yield journal
     pump.wait(journal.close())
+
+
+def done(*tasks: int) -> TasksSettled:
+    return TasksSettled(bytes(task in tasks for task in range(max(tasks) + 1)))
 
 
 def replayed(journal: Journal) -> list[Replayed]:
@@ -155,7 +160,7 @@ def test_what_was_confirmed_is_there_after_a_kill(tmp_path: Path, pump: Pump) ->
     killed = subprocess.run([sys.executable, "-c", script, tmp_path / "session.db"])
     assert killed.returncode == -9
     journal = open_journal(tmp_path, pump)
-    assert replayed(journal) == [TaskDone(n, 10000 + n) for n in range(1, 21)]
+    assert list(journal.recovery().settled()) == [(n, 10000 + n) for n in range(1, 21)]
     pump.wait(journal.close())
 
 
@@ -179,7 +184,7 @@ def test_a_full_disk_is_tried_every_second_and_no_more(
     pump.advance(1)
     pump.wait(waiting)
     assert told[1:] == [""]
-    assert replayed(journal) == [TaskDone(1, 10001), TaskDone(2, 10002)]
+    assert replayed(journal) == [done(1, 2)]
     assert pump.getDelayedCalls() == []
 
 
@@ -266,8 +271,7 @@ def test_replay_gives_every_fact_in_an_order_to_build_on(journal: Journal, pump:
     ]
     pump.wait(journal.append(records))
     assert replayed(journal) == [
-        TaskDone(1, 10002),
-        TaskFailed(3, "never worked"),
+        TasksSettled(b"\0\1\0\2"),
         past(10000, End.FAILED),
         given(10001, 2),
         ended(10001, End.LOST, 2),
@@ -280,7 +284,7 @@ def test_replay_gives_every_fact_in_an_order_to_build_on(journal: Journal, pump:
 def test_a_second_end_replaces_the_first(journal: Journal, pump: Pump) -> None:
     pump.wait(journal.append([given(10000), ended(10000, End.LOST), TaskFailed(1, "lost")]))
     pump.wait(journal.append([ended(10000, End.DONE), TaskDone(1, 10000)]))
-    assert replayed(journal) == [TaskDone(1, 10000), past(10000, End.DONE)]
+    assert replayed(journal) == [TasksSettled(b"\0\1"), past(10000, End.DONE)]
 
 
 def test_results_that_wait_for_their_verdict(journal: Journal, pump: Pump) -> None:
@@ -313,7 +317,7 @@ def test_a_reopened_task_is_replayed_before_the_first_ticket_that_counts(
     pump.wait(journal.append([TaskFailed(1, "no"), *facts[:2]]))
     pump.wait(journal.append([TaskReopened(1, 10002), *facts[2:], TaskDone(3, 10001)]))
     assert list(journal.recovery().replay()) == [
-        TaskDone(3, 10001),
+        TasksSettled(b"\0\0\0\1"),
         *facts[:2],
         TaskReopened(1, 10002),
         *facts[2:],
@@ -429,9 +433,9 @@ def test_the_joblog_can_be_written_anew(journal: Journal, pump: Pump) -> None:
 def test_recovery_sees_one_moment(journal: Journal, pump: Pump) -> None:
     pump.wait(journal.append([TaskDone(1, 10000), TaskDone(2, 10001)]))
     replay = journal.recovery().replay()
-    assert next(replay) == TaskDone(1, 10000)
+    assert next(replay) == TasksSettled(b"\0\1\1")
     pump.wait(journal.append([TaskDone(3, 10002)]))
-    assert list(replay) == [TaskDone(2, 10001), TicketsUsed(9999)]
+    assert list(replay) == [TicketsUsed(9999)]
 
 
 @pytest.mark.parametrize("instead", [None, b"another"])

@@ -19,6 +19,7 @@ from pexecd.core.effects import (
     TaskDone,
     TaskFailed,
     TaskReopened,
+    TasksSettled,
     TicketEnded,
     TicketGiven,
     TicketPast,
@@ -238,27 +239,27 @@ def check(
     recovery: Recovery, now: list[tuple[str, int]], model: dict[tuple[str, int], Known], ticket: int
 ) -> None:
     tickets: dict[int, list[int]] = {}
-    reopened, ends, reasons, used = {}, {}, {}, 0
+    reopened, settled, used = {}, b"", 0
     for fact in recovery.replay():
         if isinstance(fact, TicketGiven | TicketPast):
             tickets.setdefault(fact.task, []).append(fact.ticket)
         elif isinstance(fact, TaskReopened):
             reopened[fact.task] = fact.ticket
-        elif isinstance(fact, TaskDone):
-            ends[fact.task] = fact.ticket
-        elif isinstance(fact, TaskFailed):
-            reasons[fact.task] = fact.reason
+        elif isinstance(fact, TasksSettled):
+            settled = fact.ends
         elif isinstance(fact, TicketsUsed):
             used = fact.upto
     assert used == ticket - 1
     tasks = list(enumerate((model.get(line, Known()) for line in now), 1))
     assert tickets == {task: known.tickets for task, known in tasks if known.tickets}
-    assert ends == {task: known.settled for task, known in tasks if known.settled}
-    assert reasons == {task: known.failed for task, known in tasks if known.failed}
+    over = [(task, known) for task, known in tasks if known.settled or known.failed]
+    becomes = {task: 1 if known.settled else 2 for task, known in over}
+    assert {task: end for task, end in enumerate(settled) if end} == becomes
     assert reopened == {
-        task: known.reopened
-        for task, known in tasks
-        if known.reopened and task not in ends and task not in reasons
+        task: known.reopened for task, known in tasks if known.reopened and task not in becomes
     }
+    assert dict(recovery.settled()) == {task: known.settled for task, known in over}
+    reasons = {task: known.failed for task, known in tasks if known.failed}
+    assert recovery.failures(len(now)) == reasons
     odd = {task: known.not_collected for task, known in tasks if known.not_collected}
     assert recovery.not_collected() == odd
