@@ -11,6 +11,7 @@ there twice, tasks that ran twice, and the exit status of the second run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import shutil
@@ -109,7 +110,7 @@ def run(way: Way, folder: Path, tasks: int) -> None:
     for pid, command in processes(folder):
         coordinator = "pexecd.cli" in command or "/parallel" in command
         if coordinator or (way.kill_tasks and pid != os.getpid()):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
     first.wait()
     again = start()
     status = again.wait(timeout=600)
@@ -124,6 +125,11 @@ def run(way: Way, folder: Path, tasks: int) -> None:
         flush=True,
     )
     for pid, _ in processes(folder):
+        kill(pid)
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # a short task has ended meanwhile
         os.kill(pid, signal.SIGKILL)
 
 
