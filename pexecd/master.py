@@ -34,6 +34,7 @@ from pexecd.core.effects import (
     Refuse,
     Revive,
     Settle,
+    Supply,
     TaskFailed,
     Tell,
     TicketEnded,
@@ -46,6 +47,7 @@ from pexecd.core.events import (
     ClientHeard,
     ClientSupposed,
     Event,
+    Exchanged,
     HostsUnusable,
     JudgeFailed,
     ResultJudged,
@@ -84,8 +86,11 @@ from pexecd.ports import (
     NoTask,
     ResultDropped,
     ResultKept,
+    StoredResult,
+    TaskSupply,
     Verdict,
 )
+from pexecd.protocol.exchange import EXCHANGE_MOST, Posted
 from pexecd.protocol.wire import TaskMessage
 from pexecd.telling import TableFeed, Teller, UntellableError
 from pexecd.units import Instant, Seconds
@@ -187,6 +192,8 @@ class RunningSession:
         self._ask_numbers = count(1)
         self._asks: dict[int, Deferred[TaskMessage | NoTask]] = {}
         self._ask_of: dict[Deferred[TaskMessage | NoTask], int] = {}
+        self._exchanges: dict[int, Deferred[TaskSupply]] = {}
+        self._exchange_of: dict[Deferred[TaskSupply], int] = {}
         self._clients: dict[str, str] = {}
         self._judging = Judging(
             parts.journal, parts.judge, self._feed, job.columns, self._judged, self.log
@@ -266,6 +273,8 @@ class RunningSession:
                     waiting = self._answerable(deed.ask)
                     if waiting is not None:
                         waiting.callback(NoTask(deed.retry_after))
+                case Supply():
+                    spawn(self._supply(deed), self.log, "answering an exchange")
                 case Judge():
                     self._judging.add(deed)
                 case Discard():
@@ -338,6 +347,8 @@ class RunningSession:
             ("Patience", str(round(job.patience))),
             ("KeepFailed", _yes_no(job.keep_failed)),
             ("Nice", str(job.worker.nice)),
+            ("Exchange", "/exchange"),
+            ("ExchangeMost", str(EXCHANGE_MOST)),
         ]
         if self._executables:
             pairs.append(("Worker", job.worker.name))
@@ -435,6 +446,97 @@ class RunningSession:
             self._happened(TicketUndelivered(self._now(), deed.ticket))
             waiting.errback(problem)
 
+    def exchange(
+        self, caller: Caller, posted: Posted, want: int, worker: str | None
+    ) -> Deferred[TaskSupply]:
+        """See ``ISession.exchange``."""
+        if worker is not None and worker != self.job.worker.name:
+            return fail(WrongSessionError(f"this session's worker is not {worker!r}"))
+        if caller.managed:
+            self._clients[caller.client] = caller.host
+        if self.disk.full:
+            return fail(JournalError(self.disk.full))
+        waiting: Deferred[TaskSupply] = Deferred(self._exchanger_left)
+        ask = next(self._ask_numbers)
+        self._exchanges[ask] = waiting
+        self._exchange_of[waiting] = ask
+        spawn(self._exchange(ask, caller, posted, want), self.log, "an exchange")
+        return waiting
+
+    async def _exchange(self, ask: int, caller: Caller, posted: Posted, want: int) -> None:
+        try:
+            stored, kept = await self._keep(posted)
+            event = Exchanged(
+                self._now(),
+                ask,
+                caller,
+                want,
+                stored,
+                posted.failed,
+                posted.running,
+                posted.waiting,
+                posted.back,
+            )
+            await self.disk.confirmed(self._submit(event, *kept))
+        except JournalError as error:
+            waiting = self._exchanger(ask)
+            if waiting is not None:
+                waiting.errback(error)
+
+    async def _keep(
+        self, posted: Posted
+    ) -> tuple[list[tuple[int, Seconds | None]], list[ResultKept]]:
+        """The results that may be of use, as they are to be journalled; large ones are on disk."""
+        spool, core = self._parts.spool, self._core
+        stored: list[tuple[int, Seconds | None]] = []
+        arrived: list[tuple[int, tuple[StoredResult, ...]]] = []
+        for ticket, seconds, contents in posted.complete:
+            stored.append((ticket, seconds))
+            if not core.wanted(ticket):
+                continue  # a repeat, or another copy, was faster
+            results = spool.small(contents)
+            if results is None:
+                results = await self._spool(ticket, contents)
+            arrived.append((ticket, results))
+        kept: list[ResultKept] = []
+        for ticket, results in arrived:
+            if core.wanted(ticket):
+                kept.append(ResultKept(ticket, core.task_of(ticket), results))
+            else:
+                spool.discard(results)  # somebody was faster while others went to the disk
+        return stored, kept
+
+    def _exchanger(self, ask: int) -> Deferred[TaskSupply] | None:
+        """Take the exchange that waits under this number; None when its peer has left."""
+        waiting = self._exchanges.pop(ask, None)
+        if waiting is not None:
+            del self._exchange_of[waiting]
+        return waiting
+
+    def _exchanger_left(self, waiting: Deferred[TaskSupply]) -> None:
+        ask = self._exchange_of.get(waiting)
+        if ask is not None:
+            self._exchanger(ask)
+
+    async def _supply(self, deed: Supply) -> None:
+        """Put the tasks of an exchange into words and hand them to who waits for them."""
+        messages: list[TaskMessage] = []
+        for ticket, task in deed.given:
+            try:
+                row = await self._feed.row(task)
+                messages.append(await self._parts.teller.message(row, ticket, speaks=True))
+            except UntellableError as error:
+                self._happened(TaskUntold(self._now(), ticket, str(error), error.demanding, None))
+            except JournalError:
+                self._happened(TicketUndelivered(self._now(), ticket))
+        waiting = self._exchanger(deed.ask)
+        if waiting is None:  # the peer left between decision and commit
+            for message in messages:
+                self._happened(TicketUndelivered(self._now(), message.ticket))
+            return
+        left = "end" if deed.end else "none" if deed.none else ""
+        waiting.callback(TaskSupply(messages, deed.over, left))
+
     def undelivered(self, ticket: int) -> None:
         """See ``ISession.undelivered``."""
         self._happened(TicketUndelivered(self._now(), ticket))
@@ -476,6 +578,18 @@ class RunningSession:
         kept = ResultKept(ticket, self._core.task_of(ticket), results)
         stored = ResultStored(self._now(), ticket, seconds)
         await self.disk.confirmed(self._submit(stored, kept))
+
+    async def _spool(self, ticket: int, contents: Mapping[str, bytes]) -> tuple[StoredResult, ...]:
+        """Put results of an exchange on disk that are too large for the journal."""
+        upload = self._parts.spool.upload(ticket)
+        for name, data in contents.items():
+            upload.begin(name, len(data))
+            upload.write(data)
+        try:
+            return await upload.finish()
+        except JournalError as error:
+            self.disk.spool_failed(str(error))
+            raise
 
     def abandon(self, caller: Caller, ticket: int, upload: IUpload) -> None:
         """See ``ISession.abandon``."""
@@ -575,6 +689,8 @@ class RunningSession:
         self.disk.close()
         self._asks.clear()
         self._ask_of.clear()
+        self._exchanges.clear()
+        self._exchange_of.clear()
 
 
 def _yes_no(value: bool) -> str:

@@ -19,6 +19,7 @@ from pexecd.core.effects import Record
 from pexecd.core.values import Caller, Failure
 from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
+from pexecd.protocol.exchange import Posted
 from pexecd.protocol.wire import TaskMessage
 from pexecd.units import Seconds
 
@@ -216,6 +217,9 @@ class ISpool(Interface):
     def upload(ticket: int) -> IUpload:
         """Begin to take the results of a ticket; several at once for one ticket do no harm."""
 
+    def small(contents: Mapping[str, bytes]) -> tuple[StoredResult, ...] | None:
+        """Results by name as the journal keeps them; None where one is to go to a file."""
+
     def path(result: StoredResult) -> Path | None:
         """Where a larger result is, None for one that is inline."""
 
@@ -399,6 +403,17 @@ class NoTask:
     retry_after: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class TaskSupply:
+    """What an exchange brings."""
+
+    tasks: Sequence[TaskMessage]
+    #: Tickets whose workers may be stopped.
+    over: Sequence[int]
+    #: ``none`` or ``end`` where tasks are wanted and there is none; else empty.
+    left: str
+
+
 class ISession(Interface):
     """One session, as its clients see it. The session ID was right, or nobody gets here."""
 
@@ -427,6 +442,19 @@ class ISession(Interface):
             Fires when the ticket is journalled, or there is no task. Fails with
             ``WrongSessionError`` (another worker's name), ``JournalError`` (cannot store
             just now), or ``CancelledError``.
+        """
+
+    def exchange(
+        caller: Caller, posted: Posted, want: int, worker: str | None
+    ) -> Deferred[TaskSupply]:
+        """Note what became of many tickets, and get up to ``want`` tasks, without waiting for any.
+
+        Cancelling the Deferred says that the peer has left.
+
+        Returns:
+            Fires when all of it is stored and journalled, the new tickets too. Fails with
+            ``WrongSessionError`` (another worker's name), ``JournalError`` (cannot store just
+            now; nothing has changed) or ``CancelledError``.
         """
 
     def undelivered(ticket: int) -> None:

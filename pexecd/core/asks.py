@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from pexecd.core.context import Context
-from pexecd.core.effects import Refuse
+from pexecd.core.effects import Assign, Refuse
 from pexecd.core.progress import Progress
 from pexecd.core.state import Ask, Client, Host
 from pexecd.core.values import Caller
@@ -35,16 +35,13 @@ class Asks:
     def add(self, number: int, caller: Caller) -> None:
         """Answer this ask, or hold it."""
         at = self._context.at
-        client = self._clients.hear(caller, at)
-        client.refused = False
-        if client.managed and client.doubtful:
-            self._progress.welcome(client)
+        client = self._hear(caller)
         host = client.host
         ask = Ask(number, caller, client, host, at)
         admitted = host.aside is None or (host.probe is None and host.until <= at)
-        task = self._dispatch.pick(ask) if admitted else None
+        task = self._dispatch.pick(host, speaks=caller.speaks) if admitted else None
         if task is not None:
-            self._progress.give(ask, task)
+            self._give(ask, task)
             return
         self._open[number] = host.asks[number] = ask
         client.open += 1
@@ -54,6 +51,27 @@ class Asks:
             self._dispatch.wait(ask)
             if host.aside is not None:
                 host.probe = ask
+
+    def supply(self, caller: Caller, want: int) -> list[tuple[int, int]]:
+        """Tasks for an exchange, at once: tickets and tasks, at most so many.
+
+        Near the end of the table no host gets more than its share.
+        """
+        at, dispatch, standings = self._context.at, self._dispatch, self._standings
+        client = self._hear(caller)
+        host = client.host
+        if host.aside is not None:
+            want = 1 if host.probe is None and host.until <= at and want else 0
+        elif want > 1:
+            want = min(want, max(1, -(-dispatch.pending // max(1, standings.active))))
+        begun = at + self._context.policy.queue
+        given: list[tuple[int, int]] = []
+        while len(given) < want:
+            task = dispatch.pick(host, speaks=caller.speaks, copies=False)
+            if task is None:
+                break
+            given.append((self._progress.give(client, caller, task, begun), task))
+        return given
 
     def withdraw(self, number: int) -> None:
         """The peer of this ask has left."""
@@ -95,7 +113,7 @@ class Asks:
         while (pair := self._dispatch.match()) is not None:
             ask, task = pair
             self._close(ask)
-            self._progress.give(ask, task)
+            self._give(ask, task)
 
     def _reconsider(self, host: Host) -> None:
         """The host was set aside, or let back in, or may be tried again."""
@@ -113,12 +131,25 @@ class Asks:
             self._offer(ask)
 
     def _offer(self, ask: Ask) -> None:
-        task = self._dispatch.pick(ask)
+        task = self._dispatch.pick(ask.host, speaks=ask.caller.speaks)
         if task is None:
             self._dispatch.wait(ask)
         else:
             self._close(ask)
-            self._progress.give(ask, task)
+            self._give(ask, task)
+
+    def _give(self, ask: Ask, task: int) -> None:
+        at = self._context.at
+        number = self._progress.give(ask.client, ask.caller, task, at)
+        self._context.effects.append(Assign(ask.number, number, task, ask.caller))
+
+    def _hear(self, caller: Caller) -> Client:
+        """Who asks for a task, and so has not left."""
+        client = self._clients.hear(caller, self._context.at)
+        client.refused = False
+        if client.managed and client.doubtful:
+            self._progress.welcome(client)
+        return client
 
     def _answer(self, ask: Ask, retry_after: int | None) -> None:
         self._close(ask)

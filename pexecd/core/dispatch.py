@@ -119,9 +119,14 @@ class Dispatch:
         """The ask waits no more, or not for now."""
         (self._speaking if ask.caller.speaks else self._plain).pop(ask.number, None)
 
-    def pick(self, ask: Ask) -> int | None:
-        """The best task for an ask; None if there is none for it at present."""
-        host, speaks = ask.host, ask.caller.speaks
+    def pick(self, host: Host, *, speaks: bool, copies: bool = True) -> int | None:
+        """The best task for a client; None if there is none for it at present.
+
+        Args:
+            host: where the client is.
+            speaks: it announced itself.
+            copies: a slot stands idle: it may have a task that runs elsewhere.
+        """
         if self._demanding and speaks and (task := self._untried(self._demanding, host)):
             return task
         if self._retries and (task := self._untried(self._retries, host)):
@@ -136,7 +141,7 @@ class Dispatch:
             return next(iter(self._demanding))
         if self._retries:
             return next(iter(self._retries))
-        return self._copy(host, speaks=speaks)
+        return self._copy(host, speaks=speaks) if copies else None
 
     def match(self) -> tuple[Ask, int] | None:
         """A waiting ask, and a task for it; None if nothing fits at present.

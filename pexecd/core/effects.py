@@ -133,6 +133,22 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class Supply:
+    """Answer the exchange ``ask``."""
+
+    ask: int
+    caller: Caller
+    #: New tickets and their tasks.
+    given: tuple[tuple[int, int], ...]
+    #: Tickets whose workers may be stopped.
+    over: tuple[int, ...]
+    #: Tasks were wanted: there is none at present ...
+    none: bool
+    #: ... or none is left.
+    end: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """Validate the stored result of ``ticket``; the verdict comes back as an event."""
 
@@ -181,5 +197,5 @@ class Finish:
     reason: str = ""
 
 
-Deed: TypeAlias = Assign | Refuse | Judge | Discard | Settle | Revive | Tell | Finish
+Deed: TypeAlias = Assign | Refuse | Supply | Judge | Discard | Settle | Revive | Tell | Finish
 Effect: TypeAlias = Record | Deed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -48,7 +49,8 @@ class TaskUntold:
     #: True: a client that announced itself can be told. False: nobody can (an
     #: input file is gone, say), and an attempt is used up.
     demanding: bool
-    again: TaskAsked
+    #: None: it came by an exchange, where nobody waits any more.
+    again: TaskAsked | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,30 @@ class TicketFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchanged:
+    """A client tells what has become of many tickets, and wants new tasks (SPEC section 2).
+
+    The results of ``stored`` are on disk with the records that this event yields.
+    """
+
+    at: Instant
+    #: Names the waiting request in the effect that answers it; never used again.
+    ask: int
+    caller: Caller
+    #: How many tasks it takes.
+    want: int
+    #: Tickets whose results are stored, and how long their workers ran.
+    stored: Sequence[tuple[int, Seconds | None]] = ()
+    failed: Sequence[tuple[int, Failure]] = ()
+    #: Tickets whose workers run, and since how long.
+    running: Sequence[tuple[int, Seconds]] = ()
+    #: Tickets whose workers were not started yet ...
+    waiting: Sequence[int] = ()
+    #: ... and will not be.
+    back: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostsUnusable:
     """No host can be used, now or later (every reason is final): waiting is no use."""
 
@@ -184,6 +210,7 @@ Event: TypeAlias = (
     | ResultJudged
     | JudgeFailed
     | TicketFailed
+    | Exchanged
     | HostsUnusable
     | StopAsked
     | TimePassed

@@ -12,7 +12,6 @@ from math import inf
 
 from pexecd.core.context import Context
 from pexecd.core.effects import (
-    Assign,
     Discard,
     Judge,
     Settle,
@@ -23,8 +22,8 @@ from pexecd.core.effects import (
     TicketGiven,
 )
 from pexecd.core.ledger import COSTLY
-from pexecd.core.state import Ask, Client, Host, KeptResult, Ticket, Work
-from pexecd.core.values import MOST_LOSSES, End, Failure
+from pexecd.core.state import Client, Host, KeptResult, Ticket, Work
+from pexecd.core.values import MOST_LOSSES, Caller, End, Failure
 from pexecd.errors import spoken
 from pexecd.units import Instant, Seconds
 
@@ -66,25 +65,33 @@ class Progress:
 
     # --- a ticket begins -------------------------------------------------------------------
 
-    def give(self, ask: Ask, task: int) -> None:
-        """Answer an ask with a task."""
-        ask.client.answered = self._context.at
-        caller, number = ask.caller, self._ledger.next_ticket
+    def give(self, client: Client, caller: Caller, task: int, begun: Instant) -> int:
+        """Give a task to a client; the number of its ticket.
+
+        Args:
+            client: who gets it.
+            caller: the same, as it is recorded.
+            task: what it gets.
+            begun: when its timeout begins to count.
+        """
+        client.answered = self._context.at
+        number = self._ledger.next_ticket
         record = TicketGiven(
             number, task, caller.client, caller.host, caller.managed, caller.speaks
         )
         work = self._ledger.give(record)
-        ticket = self.begin(number, work, ask.client)
-        if ask.host.aside is not None:
-            ask.host.probe = ticket
+        ticket = self.begin(number, work, client, begun)
+        if client.host.aside is not None:
+            client.host.probe = ticket
         self._review(work)
-        self._context.effects += (record, Assign(ask.number, number, task, caller))
+        self._context.effects.append(record)
+        return number
 
-    def begin(self, number: int, work: Work, client: Client) -> Ticket:
-        """A client works on this ticket from now on."""
+    def begin(self, number: int, work: Work, client: Client, begun: Instant) -> Ticket:
+        """A client works on this ticket from now on, or will soon."""
         at = self._context.at
         watched = client.managed and self._policy.ping > 0
-        ticket = Ticket(number, work, client, client.host, at, at, watched)
+        ticket = Ticket(number, work, client, client.host, at, begun, at, watched)
         self.tickets[number] = client.tickets[number] = ticket
         work.tickets += (ticket,)
         self.live += 1
@@ -105,6 +112,24 @@ class Progress:
         if ticket is not None and not ticket.watched and self._policy.ping > 0:
             ticket.watched = True
             self._watch(ticket)
+
+    def running(self, number: int, since: Seconds) -> None:
+        """A ping that says how long the worker has been running."""
+        self.ping(number)
+        self._begin_at(number, self._context.at - since)
+
+    def waiting(self, number: int) -> None:
+        """A ping that says that the worker was not started yet."""
+        self.ping(number)
+        self._begin_at(number, self._context.at + self._policy.queue)
+
+    def _begin_at(self, number: int, begun: Instant) -> None:
+        ticket = self.tickets.get(number)
+        if ticket is not None and ticket.begun != begun:
+            earlier = begun < ticket.begun
+            ticket.begun = begun
+            if earlier:
+                self._watch(ticket)
 
     def body_started(self, number: int) -> None:
         """A result begins to arrive."""
@@ -141,7 +166,7 @@ class Progress:
             self._deadlines.set(ticket, when)
 
     def _overdue(self, ticket: Ticket) -> Instant:
-        return ticket.given + self._limit
+        return ticket.begun + self._limit
 
     def _silent(self, ticket: Ticket) -> Instant:
         return ticket.heard + self._clients.silence if ticket.watched else inf
@@ -197,11 +222,11 @@ class Progress:
         if ticket is not None:
             self._fail(ticket, failure)
 
-    def undelivered(self, number: int) -> None:
-        """The client did not get the ticket."""
+    def give_back(self, number: int, reason: str) -> None:
+        """The worker of the ticket was never started, nor will it be."""
         ticket = self.tickets.get(number)
         if ticket is not None:
-            self._end(ticket, Failure("its client did not get it", End.CANCELLED))
+            self._end(ticket, Failure(reason, End.CANCELLED))
             self._review(ticket.work)
 
     def untold(self, number: int, reason: str, *, demanding: bool) -> None:

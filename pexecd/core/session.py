@@ -16,6 +16,7 @@ from pexecd.core.effects import (
     Effect,
     Finish,
     Replayed,
+    Supply,
     TaskDone,
     TaskFailed,
     TaskReopened,
@@ -34,6 +35,7 @@ from pexecd.core.events import (
     ClientHeard,
     ClientSupposed,
     Event,
+    Exchanged,
     HostsUnusable,
     JudgeFailed,
     ResultJudged,
@@ -106,6 +108,8 @@ class Session:
                 self._ask(event)
             case ResultStored():
                 progress.store(event.ticket, event.seconds)
+            case Exchanged():
+                return self._exchange(event)
             case TicketPinged():
                 progress.ping(event.ticket)
             case ResultJudged():
@@ -133,12 +137,14 @@ class Session:
                 if gone is not None:
                     self._lose(gone)
             case TicketUndelivered():
-                progress.undelivered(event.ticket)
+                progress.give_back(event.ticket, "its client did not get it")
             case TaskUntold():
+                again = event.again
                 # Who speaks can be told as much as any other: no use to wait for another.
-                demanding = event.demanding and not event.again.caller.speaks
+                demanding = event.demanding and again is not None and not again.caller.speaks
                 progress.untold(event.ticket, event.reason, demanding=demanding)
-                self._ask(event.again)
+                if again is not None:
+                    self._ask(again)
             case JudgeFailed():
                 progress.leave_unjudged(event.ticket, event.reason)
             case HostsUnusable():
@@ -203,7 +209,7 @@ class Session:
         for given in self._replayed.values():
             work = self._ledger.works[given.task]
             caller = Caller(given.client, given.host, given.managed, given.speaks)
-            self._progress.begin(given.ticket, work, self._clients.hear(caller, at))
+            self._progress.begin(given.ticket, work, self._clients.hear(caller, at), at)
         self._replayed.clear()
         for ticket in kept:
             self._progress.store(ticket, None)
@@ -274,6 +280,35 @@ class Session:
         self._clients.remove(client)
         self._asks.send_away(client)
         self._progress.lose(client)
+
+    def _exchange(self, event: Exchanged) -> list[Effect]:
+        """What became of tickets first: it may make room for the new ones, or be the end."""
+        progress, over = self._progress, self.over
+        for ticket, seconds in event.stored:
+            progress.store(ticket, seconds)
+        for ticket, failure in event.failed:
+            progress.fail(ticket, failure)
+        for ticket in event.back:
+            progress.give_back(ticket, "its client gave it back")
+        for ticket, since in event.running:
+            progress.running(ticket, since)
+        for ticket in event.waiting:
+            progress.waiting(ticket)
+        if self._finish is None:
+            self._asks.serve()  # those that waited before this one asked
+            self._check_end()
+        given: list[tuple[int, int]] = []
+        if self._finish is None:
+            given = self._asks.supply(event.caller, event.want)
+        effects = self._conclude()
+        end = self._finish is not None and event.want > 0
+        none = not (given or end) and event.want > 0
+        if end:
+            self._clients.refuse(self._clients.hear(event.caller, event.at))
+        told = [ticket for ticket, _ in event.running if over(ticket)]
+        told += [ticket for ticket in event.waiting if over(ticket)]
+        effects.append(Supply(event.ask, event.caller, tuple(given), tuple(told), none, end))
+        return effects
 
     def _ask(self, event: TaskAsked) -> None:
         if self._finish is None:

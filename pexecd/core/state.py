@@ -99,6 +99,8 @@ class Ticket:
     client: Client
     host: Host
     given: Instant
+    #: When its timeout began to count: later than ``given`` where it may wait at its client.
+    begun: Instant
     #: When it was given, last pinged, a body of it stopped arriving, or its client was back.
     heard: Instant
     #: Its silence means something: it was pinged before, or its client always pings.

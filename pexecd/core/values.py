@@ -66,6 +66,8 @@ class Policy:
     patience: Seconds = 3600.0
     #: How long a request for a task is held open while tasks run that may come back.
     hold: Seconds = 30.0
+    #: How long a task that came by an exchange may wait for its turn before its timeout counts.
+    queue: Seconds = 30.0
     #: How much later than the client the master itself ends a ticket that is overdue.
     grace: Seconds = 30.0
     #: Validators that raised or hung, one after another, before the run stops.

@@ -58,6 +58,13 @@ def read_ticket(text: str) -> int:
     return int(text)
 
 
+def read_count(text: str) -> int:
+    """How many of something."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise BadRequestError(f"expected a number, not {text[:60]!a}")
+    return int(text)
+
+
 def caller_of(request: Request) -> Caller:
     """Who sent a request: what it says of itself, if it announced itself, else its address."""
     address = getattr(request.getClientAddress(), "host", "local")

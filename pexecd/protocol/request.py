@@ -55,10 +55,11 @@ class IBodyTaker(Interface):
 
 
 class SmallBody:
-    """Keeps a body in memory, up to ``SMALL_BODY`` bytes."""
+    """Keeps a body in memory, up to ``most`` bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = SMALL_BODY) -> None:
         self.content = BytesIO()
+        self._most = most
 
     def open(self, length: int | None) -> None:
         self._check(length or 0)
@@ -71,8 +72,8 @@ class SmallBody:
         pass
 
     def _check(self, size: int) -> None:
-        if size > SMALL_BODY:
-            raise BodyTooLargeError(f"the body is over {SMALL_BODY} bytes")
+        if size > self._most:
+            raise BodyTooLargeError(f"the body is over {self._most} bytes")
 
 
 @provider(INonQueuedRequestFactory)

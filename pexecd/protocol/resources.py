@@ -6,6 +6,7 @@ SPEC section 2 says which statuses there are. Whatever goes wrong here is answer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,13 +19,21 @@ from pexecd.core.values import Failure
 from pexecd.errors import BodyTooLargeError, JournalError, RequestRejectedError
 from pexecd.ports import IDirectory, ISession, NoTask
 from pexecd.protocol.arguments import (
+    BadRequestError,
     caller_of,
     find_session,
     optional,
+    read_count,
     read_ticket,
     required,
 )
 from pexecd.protocol.bodies import ResultsBody
+from pexecd.protocol.exchange import (
+    EXCHANGE_MOST,
+    MOST_WANTED,
+    decode_exchange,
+    encode_supply,
+)
 from pexecd.protocol.request import (
     RETRY_AFTER,
     Body,
@@ -39,7 +48,7 @@ from pexecd.protocol.wire import TaskMessage, decode_failure, encode_pairs, enco
 
 
 class Root(Resource):
-    """The tree of the six requests; other trees may be put beside them."""
+    """The tree of the six requests and the exchange; other trees may be put beside them."""
 
     def __init__(self, directory: IDirectory) -> None:
         super().__init__()
@@ -49,6 +58,7 @@ class Root(Resource):
         self.putChild(b"task", TaskResource(directory))
         self.putChild(b"complete", CompleteResource(directory))
         self.putChild(b"failed", FailedResource(directory))
+        self.putChild(b"exchange", ExchangeResource(directory))
 
     def getChild(self, path: bytes, request: Request) -> IResource:
         return NotFound()
@@ -76,7 +86,7 @@ class NoSuchPathError(RequestRejectedError):
 
 @implementer(IBodyTaker)
 class ClientResource(Resource):
-    """Base of the six: runs ``respond`` and turns what it raises into a status."""
+    """Base of all of them: runs ``respond`` and turns what it raises into a status."""
 
     log = Logger()
     allowed: tuple[bytes, ...] = (b"GET",)
@@ -197,13 +207,19 @@ class TaskResource(ClientResource):
         request.finish()
 
     async def _tell(self, request: Request, message: TaskMessage, *, framed: bool) -> None:
-        sizes = {
-            item.content: item.content.stat().st_size
-            for item in message.inputs
-            if isinstance(item.content, Path)
-        }
+        sizes = file_sizes([message])
         pieces = encode_task(message, framed=framed, sizes=sizes)
         await send(request, pieces, sizes, b"application/x-pexec")
+
+
+def file_sizes(messages: Sequence[TaskMessage]) -> dict[Path, int]:
+    """The size of every file among the inputs of tasks."""
+    return {
+        item.content: item.content.stat().st_size
+        for message in messages
+        for item in message.inputs
+        if isinstance(item.content, Path)
+    }
 
 
 class CompleteResource(ClientResource):
@@ -249,6 +265,51 @@ class CompleteResource(ClientResource):
     async def _fail(self, body: ResultsBody, reason: str) -> None:
         upload = body.release()
         await body.session.fail(body.caller, body.ticket, Failure(reason), upload)
+
+
+class ExchangeResource(ClientResource):
+    """``POST /exchange``: many tickets at once; 200 once all is on disk."""
+
+    allowed = (b"POST",)
+
+    def take_body(self, request: Request) -> Body:
+        super().take_body(request)
+        return SmallBody(EXCHANGE_MOST)
+
+    async def respond(self, request: Request) -> None:
+        session = self.session(request)
+        caller = caller_of(request)
+        if not caller.speaks:
+            raise BadRequestError("the exchange is for clients that announce themselves")
+        body = request.body
+        assert isinstance(body, SmallBody)
+        names = frozenset(session.result_names)
+        posted = decode_exchange(body.content.getvalue(), names, session.max_result)
+        want = min(read_count(required(request, "want")), MOST_WANTED)
+        asked = session.exchange(caller, posted, want, optional(request, "worker"))
+        request.notifyFinish().addErrback(lambda _: asked.cancel())
+        try:
+            supply = await asked
+        except CancelledError:
+            return  # the peer has left, as the session now knows
+
+        def undelivered() -> None:
+            for message in supply.tasks:
+                session.undelivered(message.ticket)
+
+        try:
+            sizes = file_sizes(supply.tasks)
+            pieces = encode_supply(supply.tasks, supply.over, supply.left, sizes)
+            await send(request, pieces, sizes, b"application/x-pexec")
+        except PeerLeftError:
+            undelivered()
+            return
+        except Exception:
+            undelivered()
+            raise
+        if supply.tasks:
+            request.channel.watch(undelivered)
+        request.finish()
 
 
 class FailedResource(ClientResource):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -87,6 +87,12 @@ class Spool:
     def upload(self, ticket: int) -> Upload:
         """See ``ISpool.upload``."""
         return Upload(self._folder, ticket, self._reactor, self._inline, self._rubbish)
+
+    def small(self, contents: Mapping[str, bytes]) -> tuple[StoredResult, ...] | None:
+        """See ``ISpool.small``."""
+        if max(map(len, contents.values()), default=0) > self._inline:
+            return None
+        return tuple(StoredResult(name, len(data), data, None) for name, data in contents.items())
 
     def path(self, result: StoredResult) -> Path | None:
         """See ``ISpool.path``."""

@@ -5,7 +5,7 @@ They pass the same suites as the real ones (``test_journal.py``, ``test_spool.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -181,6 +181,9 @@ class MemorySpool:
 
     def upload(self, ticket: int) -> MemoryUpload:
         return MemoryUpload(self, ticket)
+
+    def small(self, contents: Mapping[str, bytes]) -> tuple[StoredResult, ...]:
+        return tuple(StoredResult(name, len(data), data, None) for name, data in contents.items())
 
     def path(self, result: StoredResult) -> Path | None:
         return None

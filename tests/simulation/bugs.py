@@ -97,12 +97,12 @@ class ForgottenWhenUndelivered(Session):
         super().__init__(*args)
         progress = self._progress
 
-        def undelivered(number: int) -> None:
+        def give_back(number: int, reason: str) -> None:
             ticket = progress.tickets.get(number)
             if ticket is not None:
-                progress._end(ticket, Failure("its client did not get it", End.CANCELLED))
+                progress._end(ticket, Failure(reason, End.CANCELLED))
 
-        progress.undelivered = undelivered  # type: ignore[method-assign]
+        progress.give_back = give_back  # type: ignore[method-assign]
 
 
 class ForgottenWhenDoubtful(Session):

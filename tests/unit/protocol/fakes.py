@@ -13,7 +13,8 @@ from zope.interface import implementer
 
 from pexecd.core.values import Caller, Failure
 from pexecd.errors import WrongPlatformError, WrongSessionError
-from pexecd.ports import IDirectory, ISession, IUpload, NoTask, StoredResult
+from pexecd.ports import IDirectory, ISession, IUpload, NoTask, StoredResult, TaskSupply
+from pexecd.protocol.exchange import Posted
 from pexecd.protocol.wire import TaskMessage
 from pexecd.units import Seconds
 
@@ -105,6 +106,9 @@ class FakeSession:
     callers: list[Caller] = field(default_factory=list)
     platforms: list[str | None] = field(default_factory=list)
     asks: list[Deferred[TaskMessage | NoTask]] = field(default_factory=list)
+    posted: list[Posted] = field(default_factory=list)
+    #: Those that wait for ``gate``.
+    exchanges: list[Deferred[TaskSupply]] = field(default_factory=list)
     withdrawn: int = 0
     lost: list[int] = field(default_factory=list)
     uploads: list[FakeUpload] = field(default_factory=list)
@@ -162,6 +166,33 @@ class FakeSession:
             self.asks.append(asked)
         self._tell("ask")
         return asked
+
+    def exchange(
+        self, caller: Caller, posted: Posted, want: int, worker: str | None
+    ) -> Deferred[TaskSupply]:
+        self.callers.append(caller)
+        self.posted.append(posted)
+
+        def withdraw(_: object) -> None:
+            self.withdrawn += 1
+            self._tell("withdraw")
+
+        answered: Deferred[TaskSupply] = Deferred(withdraw)
+        if worker not in (None, "ising"):
+            answered.errback(WrongSessionError("no such worker"))
+        elif self.error is not None:
+            answered.errback(self.error)
+        elif self.gate is not None:
+            self.exchanges.append(answered)
+        else:
+            tasks = [task for task in self.tasks[:want] if isinstance(task, TaskMessage)]
+            del self.tasks[:want]
+            left = "end" if want and not tasks else ""
+            named = [*(ticket for ticket, _ in posted.running), *posted.waiting]
+            over = [ticket for ticket in named if ticket in self.over]
+            answered.callback(TaskSupply(tasks, over, left))
+        self._tell("exchange")
+        return answered
 
     def undelivered(self, ticket: int) -> None:
         self.lost.append(ticket)
