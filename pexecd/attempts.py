@@ -8,13 +8,18 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pexecd.ports import IAttemptLog, IJournal, JoblogRow, TaskRow
 from pexecd.telling import Teller
+from pexecd.units import Seconds
 
 T = TypeVar("T")
+
+#: Ended tickets wait so long for others to be read and logged with: each turn costs a query.
+GATHERED: Seconds = 0.5
 
 
 class Attempts:
@@ -24,14 +29,19 @@ class Attempts:
         journal: where the attempts are.
         logs: where it goes.
         teller: knows the commands.
+        clock: measures ``GATHERED``.
     """
 
     _log = Logger()
 
-    def __init__(self, journal: IJournal, logs: Sequence[IAttemptLog], teller: Teller) -> None:
+    def __init__(
+        self, journal: IJournal, logs: Sequence[IAttemptLog], teller: Teller, clock: IReactorTime
+    ) -> None:
         self._journal = journal
         self._logs = logs
         self._teller = teller
+        self._clock = clock
+        self._timer: IDelayedCall | None = None
         self._tickets: list[int] = []
         self._writing: Deferred[None] | None = None
 
@@ -71,19 +81,27 @@ class Attempts:
     def ended(self, tickets: Sequence[int]) -> None:
         """These tickets ended, and that is committed."""
         self._tickets += tickets
-        if self._writing is None and self._tickets:
-            self._writing = Deferred.fromCoroutine(self._write()).addErrback(self._lost)
-            self._writing.addCallback(self._idle)
+        if self._tickets and self._writing is None and self._timer is None:
+            self._timer = self._clock.callLater(GATHERED, self._begin_writing)
+
+    def _begin_writing(self) -> None:
+        self._timer = None
+        self._writing = Deferred.fromCoroutine(self._write()).addErrback(self._lost)
+        self._writing.addCallback(self._idle)
 
     def close(self) -> Deferred[None]:
         """Fires when all that ended is logged."""
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
-        while self._writing is not None:
-            written: Deferred[None] = Deferred()
-            self._writing.addCallback(written.callback)
-            await written
+        while self._writing is not None or self._timer is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._begin_writing()
+            if self._writing is not None:
+                written: Deferred[None] = Deferred()
+                self._writing.addCallback(written.callback)
+                await written
         for log in self._logs:
             await log.close()
 

@@ -291,7 +291,7 @@ class JobService(Service):
 
         recovery = state.recovery
         await self._in_thread(lambda: spool.sweep(recovery.spooled()))
-        attempts = Attempts(state.journal, logs, teller)
+        attempts = Attempts(state.journal, logs, teller, reactor)
         _closing(stack, attempts.close)
         await attempts.begin(
             lambda: (recovery.ended(), recovery.ended(failures=True)),

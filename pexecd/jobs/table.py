@@ -168,7 +168,15 @@ class _Scan:
 
     def _block(self, first: int, block: bytes) -> tuple[Sequence[int], list[str]]:
         """The good lines of a block, with their numbers."""
-        plain = self._plain_block(first, block) if self._headline else None
+        at = 0
+        while not self._headline:
+            end = block.find(b"\n", at)
+            self._line(first, block[at : end if end >= 0 else None].removesuffix(b"\r"))
+            if end < 0:
+                return (), []
+            first, at = first + 1, end + 1
+        block = block[at:]
+        plain = self._plain_block(first, block)
         if plain is not None:
             return plain
         numbers, good = [], []

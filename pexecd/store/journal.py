@@ -6,14 +6,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from pexecd.errors import JournalError, StateError
@@ -24,6 +23,7 @@ from pexecd.store.reading import read_ended, read_failures, read_results, read_r
 from pexecd.store.recovery import Recovery
 from pexecd.store.schema import open_database
 from pexecd.store.table import Line, Remapped, load_table, remap_table
+from pexecd.store.thread import WorkThread
 from pexecd.store.writing import Noted, Written, transaction, write_records
 from pexecd.units import Seconds, Stamp
 
@@ -101,7 +101,7 @@ class Journal:
         self._watchers: list[Callable[[str], None]] = []
         #: Of the database: what is committed to one that was deleted is not stored.
         self._inode = path.stat().st_ino
-        self._thread = ThreadPool(1, 1, "journal")
+        self._thread = WorkThread("journal", reactor)
         self.meta: Mapping[str, str] = {}
         self.tasks = 0
         self.loaded = False
@@ -133,7 +133,6 @@ class Journal:
         except sqlite3.Error as error:
             connection.close()
             raise damaged(path, error) from None
-        journal._thread.start()
         return journal
 
     def _read_meta(self) -> None:
@@ -289,8 +288,8 @@ class Journal:
         if not batch:
             return
         self._working = True
-        turn = deferToThreadPool(self._reactor, self._thread, self._turn, batch, self._now())
-        turn.addCallback(self._tell, batch)
+        now = self._now()
+        self._thread.do(lambda: partial(self._tell, self._turn(batch, now), batch))
 
     def _tell(self, turn: _Turn, batch: list[_Append | _Ask]) -> None:
         """Back in the reactor thread: whoever appends from here on queues until the end."""

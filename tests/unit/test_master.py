@@ -11,6 +11,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from pexecd import attempts
 from pexecd.attempts import Attempts
 from pexecd.core.effects import Record, TaskFailed, TicketEnded, TicketGiven
 from pexecd.core.session import Session
@@ -136,7 +137,7 @@ class MasterTests(TestCase):
                 self.judge,
                 self.collector,
                 teller,
-                Attempts(self.journal, [self.log], teller),
+                Attempts(self.journal, [self.log], teller, self.clock),
             ),
             {platform: Executable(folder / "work", "md5", "sha")},
             "secret",
@@ -239,6 +240,7 @@ class MasterTests(TestCase):
         self.successResultOf(self.store(ticket))
         kinds = [type(record).__name__ for record in self.journal.records[before:]]
         assert kinds == ["ResultKept", "TicketEnded", "TaskDone"]
+        self.clock.advance(attempts.GATHERED)
         ((row, command),) = self.log.lines
         assert (row.ticket, row.task, row.end, command) == (ticket, 1, "done", "work 1")
 
