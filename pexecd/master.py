@@ -87,6 +87,7 @@ from pexecd.ports import (
     ResultDropped,
     ResultKept,
     StoredResult,
+    TaskRow,
     TaskSupply,
     Verdict,
 )
@@ -274,7 +275,7 @@ class RunningSession:
                     if waiting is not None:
                         waiting.callback(NoTask(deed.retry_after))
                 case Supply():
-                    spawn(self._supply(deed), self.log, "answering an exchange")
+                    self._supply(deed)
                 case Judge():
                     self._judging.add(deed)
                 case Discard():
@@ -429,7 +430,10 @@ class RunningSession:
         problem: UntellableError | JournalError | None = None
         try:
             row = await self._feed.row(deed.task)
-            message = await self._parts.teller.message(row, deed.ticket, deed.caller.speaks)
+            if deed.caller.speaks:
+                message = self._parts.teller.message(row, deed.ticket)
+            else:
+                message = await self._parts.teller.plain_message(row, deed.ticket)
         except (UntellableError, JournalError) as error:
             problem = error
         waiting = self._answerable(deed.ask)
@@ -460,51 +464,69 @@ class RunningSession:
         ask = next(self._ask_numbers)
         self._exchanges[ask] = waiting
         self._exchange_of[waiting] = ask
-        spawn(self._exchange(ask, caller, posted, want), self.log, "an exchange")
+        large = [
+            ticket
+            for ticket, _, contents in posted.complete
+            if not self._parts.spool.fits(contents)
+        ]
+        if large:
+            spawn(self._spool_first(ask, caller, want, posted, large), self.log, "an exchange")
+        else:
+            self._exchange(ask, caller, want, posted, {})
         return waiting
 
-    async def _exchange(self, ask: int, caller: Caller, posted: Posted, want: int) -> None:
-        try:
-            stored, kept = await self._keep(posted)
-            event = Exchanged(
-                self._now(),
-                ask,
-                caller,
-                want,
-                stored,
-                posted.failed,
-                posted.running,
-                posted.waiting,
-                posted.back,
-            )
-            await self.disk.confirmed(self._submit(event, *kept))
-        except JournalError as error:
-            waiting = self._exchanger(ask)
-            if waiting is not None:
-                waiting.errback(error)
-
-    async def _keep(
-        self, posted: Posted
-    ) -> tuple[list[tuple[int, Seconds | None]], list[ResultKept]]:
-        """The results that may be of use, as they are to be journalled; large ones are on disk."""
-        spool, core = self._parts.spool, self._core
-        stored: list[tuple[int, Seconds | None]] = []
-        arrived: list[tuple[int, tuple[StoredResult, ...]]] = []
-        for ticket, seconds, contents in posted.complete:
-            stored.append((ticket, seconds))
-            if not core.wanted(ticket):
-                continue  # a repeat, or another copy, was faster
-            results = spool.small(contents)
-            if results is None:
-                results = await self._spool(ticket, contents)
-            arrived.append((ticket, results))
-        kept: list[ResultKept] = []
-        for ticket, results in arrived:
+    def _exchange(
+        self,
+        ask: int,
+        caller: Caller,
+        want: int,
+        posted: Posted,
+        spooled: Mapping[int, tuple[StoredResult, ...]],
+    ) -> None:
+        """The results are where they belong: let the core decide, and journal all at once."""
+        core = self._core
+        kept = []
+        for ticket, _, contents in posted.complete:
             if core.wanted(ticket):
+                results = spooled.get(ticket) or _inline(contents)
                 kept.append(ResultKept(ticket, core.task_of(ticket), results))
-            else:
-                spool.discard(results)  # somebody was faster while others went to the disk
-        return stored, kept
+            elif ticket in spooled:  # a repeat, or another copy, was faster
+                self._parts.spool.discard(spooled[ticket])
+        event = Exchanged(
+            self._now(),
+            ask,
+            caller,
+            want,
+            [(ticket, seconds) for ticket, seconds, _ in posted.complete],
+            posted.failed,
+            posted.running,
+            posted.waiting,
+            posted.back,
+        )
+        confirmed = self.disk.confirmed(self._submit(event, *kept))
+        confirmed.addErrback(self._exchange_failed, ask)
+
+    def _exchange_failed(self, why: TwistedFailure, ask: int) -> None:
+        why.trap(JournalError)
+        waiting = self._exchanger(ask)
+        if waiting is not None:
+            waiting.errback(why)
+
+    async def _spool_first(
+        self, ask: int, caller: Caller, want: int, posted: Posted, large: Sequence[int]
+    ) -> None:
+        """Put the larger results on disk before all is journalled."""
+        spooled = {}
+        try:
+            for ticket, _, contents in posted.complete:
+                if ticket in large and self._core.wanted(ticket):
+                    spooled[ticket] = await self._spool(ticket, contents)
+        except JournalError:
+            for results in spooled.values():
+                self._parts.spool.discard(results)
+            self._exchange_failed(TwistedFailure(), ask)
+            return
+        self._exchange(ask, caller, want, posted, spooled)
 
     def _exchanger(self, ask: int) -> Deferred[TaskSupply] | None:
         """Take the exchange that waits under this number; None when its peer has left."""
@@ -518,17 +540,34 @@ class RunningSession:
         if ask is not None:
             self._exchanger(ask)
 
-    async def _supply(self, deed: Supply) -> None:
+    def _supply(self, deed: Supply) -> None:
         """Put the tasks of an exchange into words and hand them to who waits for them."""
-        messages: list[TaskMessage] = []
-        for ticket, task in deed.given:
+        rows = [self._feed.ready(task) for _, task in deed.given]
+        if None in rows:
+            spawn(self._supply_later(deed), self.log, "answering an exchange")
+        else:
+            self._hand_over(deed, rows)
+
+    async def _supply_later(self, deed: Supply) -> None:
+        rows: list[TaskRow | None] = []
+        for _, task in deed.given:
             try:
-                row = await self._feed.row(task)
-                messages.append(await self._parts.teller.message(row, ticket, speaks=True))
+                rows.append(await self._feed.row(task))
+            except JournalError:
+                rows.append(None)
+        self._hand_over(deed, rows)
+
+    def _hand_over(self, deed: Supply, rows: Sequence[TaskRow | None]) -> None:
+        teller = self._parts.teller
+        messages: list[TaskMessage] = []
+        for (ticket, _), row in zip(deed.given, rows, strict=True):
+            if row is None:
+                self._happened(TicketUndelivered(self._now(), ticket))
+                continue
+            try:
+                messages.append(teller.message(row, ticket))
             except UntellableError as error:
                 self._happened(TaskUntold(self._now(), ticket, str(error), error.demanding, None))
-            except JournalError:
-                self._happened(TicketUndelivered(self._now(), ticket))
         waiting = self._exchanger(deed.ask)
         if waiting is None:  # the peer left between decision and commit
             for message in messages:
@@ -691,6 +730,10 @@ class RunningSession:
         self._ask_of.clear()
         self._exchanges.clear()
         self._exchange_of.clear()
+
+
+def _inline(contents: Mapping[str, bytes]) -> tuple[StoredResult, ...]:
+    return tuple([StoredResult(name, len(data), data, None) for name, data in contents.items()])
 
 
 def _yes_no(value: bool) -> str:

@@ -217,8 +217,8 @@ class ISpool(Interface):
     def upload(ticket: int) -> IUpload:
         """Begin to take the results of a ticket; several at once for one ticket do no harm."""
 
-    def small(contents: Mapping[str, bytes]) -> tuple[StoredResult, ...] | None:
-        """Results by name as the journal keeps them; None where one is to go to a file."""
+    def fits(contents: Mapping[str, bytes]) -> bool:
+        """Whether results, by name, are small enough for the journal."""
 
     def path(result: StoredResult) -> Path | None:
         """Where a larger result is, None for one that is inline."""

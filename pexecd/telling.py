@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
@@ -12,7 +14,7 @@ from twisted.python.failure import Failure
 
 from pexecd.errors import PexecdError
 from pexecd.jobs.render import Renderer
-from pexecd.jobs.values import Job, Rendered
+from pexecd.jobs.values import Job
 from pexecd.ports import IJournal, TaskRow
 from pexecd.protocol.wire import (
     NO_TIMEOUT,
@@ -48,14 +50,20 @@ class TableFeed:
         self._chunks: dict[int, list[TaskRow]] = {}
         self._waiting: dict[int, list[tuple[int, Deferred[TaskRow]]]] = {}
 
-    def row(self, task: int) -> Deferred[TaskRow]:
-        """The line of a task; fails with ``JournalError`` when it cannot be read."""
+    def ready(self, task: int) -> TaskRow | None:
+        """The line of a task; None: it must be waited for."""
         index, place = divmod(task - 1, self.CHUNK)
         if place == self.CHUNK // 2 and index + 1 not in self._chunks:
             self._read(index + 1)
         chunk = self._chunks.get(index)
-        if chunk is not None:
-            return succeed(chunk[place])
+        return None if chunk is None else chunk[place]
+
+    def row(self, task: int) -> Deferred[TaskRow]:
+        """The line of a task; fails with ``JournalError`` when it cannot be read."""
+        row = self.ready(task)
+        if row is not None:
+            return succeed(row)
+        index, place = divmod(task - 1, self.CHUNK)
         mine: Deferred[TaskRow] = Deferred()
         self._read(index, (place, mine))
         return mine
@@ -105,52 +113,64 @@ class Teller:
 
     def command(self, row: TaskRow) -> str:
         """The command line of a task, as people see it."""
-        return shlex.join(self._renderer.arguments(row.cells))
+        return self._renderer.line(row.cells)
 
-    async def message(self, row: TaskRow, ticket: int, speaks: bool) -> TaskMessage:
-        """The message for one client.
+    def message(self, row: TaskRow, ticket: int) -> TaskMessage:
+        """The message for a client that announced itself.
 
         Raises:
-            UntellableError: it cannot be told: never (an input file is gone), or not to a
-                client that did not announce itself.
+            UntellableError: it cannot be told: an input file is gone.
         """
-        rendered = self._renderer.render(row.cells)
-        inputs = tuple(
-            InputFile(name, content if isinstance(content, bytes) else content.path)
-            for name, content in rendered.inputs
-        )
-        for one in inputs:
-            await self._check(one, speaks)
+        inputs: tuple[InputFile, ...] = ()
+        for name, content in self._renderer.inputs(row.cells):
+            if isinstance(content, bytes):
+                inputs += (InputFile(name, content),)
+            else:
+                with _readable(name, content.path):
+                    content.path.stat()
+                inputs += (InputFile(name, content.path),)
         return TaskMessage(
             ticket=ticket,
             timeout=self._timeout,
-            command_line=shlex.join(self._words(rendered, speaks)),
+            command_line=self._renderer.line(row.cells),
             inputs=inputs,
             results=self._results,
             task=row.number,
-            environment=tuple(rendered.environment.items()),
+            environment=tuple(self._renderer.environment(row.cells).items()),
         )
 
-    def _words(self, rendered: Rendered, speaks: bool) -> Sequence[str]:
-        if speaks or not (self._env or rendered.environment):
-            return rendered.arguments
-        variables = (*self._env, *rendered.environment.items())
-        return ["env", *(f"{name}={value}" for name, value in variables), *rendered.arguments]
+    async def plain_message(self, row: TaskRow, ticket: int) -> TaskMessage:
+        """The message for any other client.
 
-    async def _check(self, one: InputFile, speaks: bool) -> None:
-        if isinstance(one.content, bytes):
-            if not speaks and holds_closing_line(one.content):
+        Raises:
+            UntellableError: it cannot be told, or only to a client that announced itself.
+        """
+        message = self.message(row, ticket)
+        for one in message.inputs:
+            if await self._ambiguous(one):
                 raise UntellableError(_AMBIGUOUS.format(one.file), demanding=True)
-            return
+        variables = [f"{name}={value}" for name, value in (*self._env, *message.environment)]
+        if variables:
+            words = shlex.join(["env", *variables])
+            message = replace(message, command_line=f"{words} {message.command_line}")
+        return message
+
+    async def _ambiguous(self, one: InputFile) -> bool:
         path = one.content
-        try:
-            if not speaks and await self._in_thread(lambda: _file_holds_closing_line(path)):
-                raise UntellableError(_AMBIGUOUS.format(one.file), demanding=True)
-            path.stat()
-        except OSError as error:
-            raise UntellableError(
-                f"input {one.file}: {path} cannot be read: {error.strerror}", demanding=False
-            ) from None
+        if isinstance(path, bytes):
+            return holds_closing_line(path)
+        with _readable(one.file, path):
+            return await self._in_thread(lambda: _file_holds_closing_line(path))
+
+
+@contextmanager
+def _readable(name: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UntellableError(
+            f"input {name}: {path} cannot be read: {error.strerror}", demanding=False
+        ) from None
 
 
 _AMBIGUOUS = "input {} holds the line that ends it, which only newer clients can be told"

@@ -31,6 +31,21 @@ class Renderer:
         """The words of a line's command."""
         return self._command.words(self.parameters(cells))
 
+    def line(self, cells: Sequence[str]) -> str:
+        """A line's command, in POSIX shell quoting."""
+        return self._command.line(dict(zip(self._columns, cells, strict=True)))
+
+    def environment(self, cells: Sequence[str]) -> Mapping[str, str]:
+        """Variables beyond the job's ``[env]``: the parameters, with ``shell = yes``."""
+        return self.parameters(cells) if self._shell else _NOTHING
+
+    def inputs(self, cells: Sequence[str]) -> Sequence[tuple[str, bytes | FileContent]]:
+        """File name (or ``stdin``) and content of each input."""
+        if not self._inputs:
+            return ()
+        values = self.parameters(cells)
+        return [(file, content(values)) for file, content in self._inputs]
+
     def render(self, cells: Sequence[str]) -> Rendered:
         """What the task of a line is run with."""
         values = self.parameters(cells)

@@ -17,6 +17,7 @@ makes any one character plain, as in sh.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -130,7 +131,7 @@ class CommandPattern:
         text: the command as it was written.
     """
 
-    __slots__ = ("_holes", "_words", "text")
+    __slots__ = ("_holes", "_quoted", "_words", "text")
 
     def __init__(self, text: str, words: Iterable[Pattern]) -> None:
         self.text = text
@@ -140,6 +141,7 @@ class CommandPattern:
             if word.names:
                 self._holes.append((place, word))
             self._words.append("" if word.names else word.fill({}))
+        self._quoted = [shlex.quote(word) for word in self._words]
 
     @classmethod
     def parse(cls, text: str, variables: Collection[str] | None = None) -> CommandPattern:
@@ -168,6 +170,13 @@ class CommandPattern:
         for place, pattern in self._holes:
             words[place] = pattern.fill(values)
         return words
+
+    def line(self, values: Mapping[str, str]) -> str:
+        """The same as one line in POSIX shell quoting."""
+        words = self._quoted.copy()
+        for place, pattern in self._holes:
+            words[place] = shlex.quote(pattern.fill(values))
+        return " ".join(words)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text!r})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -125,11 +126,16 @@ def encode_task(
             text += content
         # An empty content is told without any byte: every reader takes that for empty.
         text += (b"\n" if size or framed else b"") + CLOSE + b"\n"
-    for result in message.results:
-        lines = _line("Name", result.name) + _line("File", result.file)
-        text += b"[Result]\n" + lines.encode()
-    pieces.append(text)
+    pieces.append(text + _result_sections(message.results))
     return pieces
+
+
+@lru_cache(maxsize=64)  # the same for all tasks of a job
+def _result_sections(results: tuple[ResultFile, ...]) -> bytes:
+    return b"".join(
+        b"[Result]\n" + (_line("Name", result.name) + _line("File", result.file)).encode()
+        for result in results
+    )
 
 
 def _line(key: str, value: str) -> str:

@@ -88,11 +88,9 @@ class Spool:
         """See ``ISpool.upload``."""
         return Upload(self._folder, ticket, self._reactor, self._inline, self._rubbish)
 
-    def small(self, contents: Mapping[str, bytes]) -> tuple[StoredResult, ...] | None:
-        """See ``ISpool.small``."""
-        if max(map(len, contents.values()), default=0) > self._inline:
-            return None
-        return tuple(StoredResult(name, len(data), data, None) for name, data in contents.items())
+    def fits(self, contents: Mapping[str, bytes]) -> bool:
+        """See ``ISpool.fits``."""
+        return max(map(len, contents.values()), default=0) <= self._inline
 
     def path(self, result: StoredResult) -> Path | None:
         """See ``ISpool.path``."""

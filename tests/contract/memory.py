@@ -182,8 +182,8 @@ class MemorySpool:
     def upload(self, ticket: int) -> MemoryUpload:
         return MemoryUpload(self, ticket)
 
-    def small(self, contents: Mapping[str, bytes]) -> tuple[StoredResult, ...]:
-        return tuple(StoredResult(name, len(data), data, None) for name, data in contents.items())
+    def fits(self, contents: Mapping[str, bytes]) -> bool:
+        return max(map(len, contents.values()), default=0) <= 16 * 1024
 
     def path(self, result: StoredResult) -> Path | None:
         return None
