@@ -108,10 +108,10 @@ class Attempts:
     async def _write(self) -> None:
         while self._tickets:
             tickets, self._tickets = self._tickets, []
-            for row, task in await self._journal.ended(tickets):
-                command = self._teller.command(task)
-                for log in self._logs:
-                    log.add(row, command)
+            command = self._teller.command
+            rows = [(row, command(task)) for row, task in await self._journal.ended(tickets)]
+            for log in self._logs:
+                log.add(rows)
 
     def _idle(self, _: None) -> None:
         self._writing = None

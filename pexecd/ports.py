@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
@@ -26,8 +26,7 @@ from pexecd.units import Seconds
 # --- results on disk -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResult:
+class StoredResult(NamedTuple):
     """One result of one ticket, as it was kept."""
 
     name: str
@@ -38,8 +37,7 @@ class StoredResult:
     spool: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class ResultKept:
+class ResultKept(NamedTuple):
     """Record: a ticket's results are in the spool or in this record."""
 
     ticket: int
@@ -90,8 +88,7 @@ class NotCollected:
 JournalRecord: TypeAlias = Record | ResultKept | ResultDropped | Collected | NotCollected
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRow:
+class TaskRow(NamedTuple):
     """A line of the parameter table."""
 
     number: int
@@ -99,8 +96,7 @@ class TaskRow:
     cells: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class JoblogRow:
+class JoblogRow(NamedTuple):
     """One ended ticket with all that joblog.tsv says of it."""
 
     ticket: int
@@ -178,8 +174,11 @@ class IAttemptLog(Interface):
     def rewrite(rows: Iterable[tuple[JoblogRow, str]]) -> None:
         """Begin with these attempts and their commands (all that ended before). Blocks."""
 
-    def add(row: JoblogRow, command: str) -> None:
-        """Append an attempt, some time soon; after the commit, so that it is true."""
+    def add(rows: Sequence[tuple[JoblogRow, str]]) -> None:
+        """Append attempts and their commands, some time soon.
+
+        After the commit of their ends, so that it is true.
+        """
 
     def close() -> Deferred[None]:
         """Fires when all is written."""

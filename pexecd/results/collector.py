@@ -195,8 +195,11 @@ class Collector:
                 if complete:
                     await output.complete()
                 else:
-                    while await output.advance():
-                        pass
+                    done = await output.advance()
+                    while done and not output.short:
+                        done = await output.advance()
+                    if done:
+                        self._soon()  # for what was settled meanwhile
             except CancelledError:
                 output.problem = f"{output.key}: collecting was stopped"
             except Exception as bug:

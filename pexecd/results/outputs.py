@@ -23,7 +23,7 @@ from pexecd.results.files import (
     Written,
     replace,
 )
-from pexecd.results.order import ByCompletion, ByParameters, Order, Settled
+from pexecd.results.order import TOGETHER, ByCompletion, ByParameters, Order, Settled
 from pexecd.results.processes import Runners, request
 
 #: Lines of the table between two tasks that are read rather than asked for separately.
@@ -74,6 +74,7 @@ class Output(ABC):
         order: how far it has come.
         problem: why it cannot go on just now; empty when all is well.
         stopping: set to end it at the next safe point, with ``CancelledError``.
+        short: the last piece was a small one: what follows may wait for more to come.
     """
 
     log = Logger()
@@ -81,6 +82,7 @@ class Output(ABC):
     def __init__(self, key: str, made_by: str, job: Job) -> None:
         self.problem = ""
         self.stopping = False
+        self.short = False
         self.key = key
         #: What the journal calls it.
         self._noted_as = key.removeprefix(f"{job.folder}/")
@@ -208,6 +210,7 @@ class FileOutput(Output):
         batch = self.order.take()
         if batch is None:
             return False
+        self.short = len(batch.tasks) + len(batch.noted) < TOGETHER
         mark = await self._append(self._rule.path, self._mark, batch.tasks)
         if mark is None:
             return True

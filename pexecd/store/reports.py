@@ -66,11 +66,11 @@ class _AttemptLog:
         except OSError as error:
             raise _unwritten(self._path, error) from None
 
-    def add(self, row: JoblogRow, command: str) -> None:
+    def add(self, rows: Sequence[tuple[JoblogRow, str]]) -> None:
         """See ``IAttemptLog.add``."""
-        entry = self.entry(row, command)
-        if entry:
-            self._entries.add(entry)
+        text = "".join([self.entry(row, command) for row, command in rows])
+        if text:
+            self._entries.add(text)
 
     def close(self) -> Deferred[None]:
         """See ``IAttemptLog.close``."""
@@ -185,12 +185,12 @@ def _how_it_ended(row: JoblogRow) -> str:
 
 def _line(row: JoblogRow, command: str) -> str:
     # a restart writes a line for each ticket there ever was
+    ticket, task, host, given, seconds, end, status, number, sent, received, reason, _ = row
     return (
-        f"{row.task}\t{_plain(row.host)}\t{row.given:.3f}\t{row.seconds:.3f}\t{row.sent_bytes}\t"
-        f"{row.received_bytes}\t{row.exit_status}\t{row.signal}\t{_plain(command)}\t{row.ticket}\t"
-        f"{row.end}\t{_plain(row.reason)}\n"
+        f"{task}\t{_plain(host)}\t{given:.3f}\t{seconds:.3f}\t{sent}\t{received}\t{status}\t"
+        f"{number}\t{_plain(command)}\t{ticket}\t{end}\t{_plain(reason)}\n"
     )
 
 
 def _plain(text: str) -> str:
-    return text.translate(_PLAIN)
+    return text if text.isprintable() else text.translate(_PLAIN)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -124,7 +123,7 @@ class JournalContract:
         )
         ((row, task),) = await self.journal.ended([10000, 10001, 10002])
         received = sum(result.size for result in kept(10000).results)
-        assert replace(row, given=0.0) == JoblogRow(
+        assert row._replace(given=0.0) == JoblogRow(
             10000, 2, "lab1", 0.0, 0.5, "failed", 3, 0, 0, received, "exit status 3", b"tail"
         )
         assert task == TaskRow(2, TABLE[1])

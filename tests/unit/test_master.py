@@ -88,8 +88,8 @@ class ListLog:
     def rewrite(self, rows: Iterable[tuple[JoblogRow, str]]) -> None:
         self.lines = list(rows)
 
-    def add(self, row: JoblogRow, command: str) -> None:
-        self.lines.append((row, command))
+    def add(self, rows: Sequence[tuple[JoblogRow, str]]) -> None:
+        self.lines += rows
 
     def close(self) -> Deferred[None]:
         return succeed(None)

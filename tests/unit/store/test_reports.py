@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -23,8 +22,8 @@ def test_the_joblog_is_gnu_parallels_with_more_columns(tmp_path: Path, pump: Pum
     path = tmp_path / "joblog.tsv"
     joblog = Joblog(path, pump)
     joblog.rewrite([(ROW, "ising -L 32")])
-    joblog.add(ROW, "echo 'a\tb'")
-    joblog.add(ROW, "third")
+    joblog.add([(ROW, "echo 'a\tb'")])
+    joblog.add([(ROW, "third")])
     pump.wait(joblog.close())
     head, *lines = path.read_text().splitlines()
     assert head == (
@@ -42,10 +41,10 @@ def test_the_failure_log_says_how_a_worker_ended_where_that_is_known(
 ) -> None:
     path = tmp_path / "failures.log"
     failures = FailureLog(path, pump)
-    failures.add(replace(ROW, stderr=b"no such\nlattice\n"), "ising -L 32")
-    failures.add(replace(ROW, ticket=10017, signal=9), "ising")
-    failures.add(replace(ROW, ticket=10018, end="lost", reason="gone", exit_status=-1), "ising")
-    failures.add(replace(ROW, end="done"), "ising")
+    failures.add([(ROW._replace(stderr=b"no such\nlattice\n"), "ising -L 32")])
+    failures.add([(ROW._replace(ticket=10017, signal=9), "ising")])
+    failures.add([(ROW._replace(ticket=10018, end="lost", reason="gone", exit_status=-1), "ising")])
+    failures.add([(ROW._replace(end="done"), "ising")])
     pump.wait(failures.close())
     began = "  began 2017-07-14 02:40:00+00:00, took 0.123 s\n"
     assert path.read_text() == (
@@ -101,7 +100,7 @@ def test_on_a_full_disk_lines_wait_and_people_are_told_once(
     head = path.read_bytes()
     with largest_file(len(head) + 50):
         for number in range(20):
-            joblog.add(ROW, f"{number} {'x' * 100}")
+            joblog.add([(ROW, f"{number} {'x' * 100}")])
             pump.advance(RETRIED)
             while not pump.getDelayedCalls():
                 pump.step()
@@ -131,7 +130,7 @@ def test_a_last_try_is_made_after_the_end_was_asked_for(
 ) -> None:
     joblog = Joblog(tmp_path / "joblog.tsv", pump)
     with largest_file(10):
-        joblog.add(ROW, "work")  # a thread is at it, and will fail
+        joblog.add([(ROW, "work")])  # a thread is at it, and will fail
         tried = pump._calls.get()
     closed = joblog.close()
     tried()
