@@ -15,6 +15,7 @@ from pathlib import Path
 from pexecd.core.values import Failure
 from pexecd.protocol.sections import AmbiguousBodyError, Data, MalformedBodyError
 from pexecd.protocol.wire import (
+    MAX_RESULTS,
     ResultBegun,
     TaskMessage,
     UploadParser,
@@ -28,9 +29,11 @@ from pexecd.units import Seconds
 EXCHANGE_MOST = 1024 * 1024
 #: The most tasks that one exchange gets.
 MOST_WANTED = 1024
+#: The longest report of one failure, in bytes, as in ``/failed``.
+REPORT_MOST = 65536
 
 #: A result as clients write it that announced themselves. Others are read, too, but not as fast.
-_RESULT = re.compile(rb"\[Result\]\nName=([^\s=]+)\nLength=([0-9]{1,9})\n--begin content--\n")
+_RESULT = re.compile(rb"\[Result\]\nName=([^\s=]{1,255})\nLength=([0-9]{1,9})\n--begin content--\n")
 _CLOSING = b"\n--end content--\n"
 
 _TICKET = re.compile(rb"[0-9]{1,18}")
@@ -81,7 +84,7 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
                     posted.complete.append((number, ran, results))
             case [b"failed", ticket, length]:
                 inner, at = _inner(body, at, length)
-                posted.failed.append((_once(ticket, ended), decode_failure(inner)))
+                posted.failed.append((_once(ticket, ended), _failure(inner)))
             case [b"running", ticket, seconds]:
                 posted.running.append((_number(ticket), _seconds(seconds)))
             case [b"waiting", ticket]:
@@ -124,6 +127,12 @@ def _seconds(word: bytes) -> Seconds:
         raise MalformedBodyError(f"expected seconds, not {shown!a}") from None
 
 
+def _failure(report: bytes) -> Failure:
+    if len(report) > REPORT_MOST:
+        return Failure("a failure with a report that is too long")
+    return decode_failure(report)
+
+
 class _AttemptFailedError(Exception):
     """These results fail their attempt, and nothing else."""
 
@@ -152,12 +161,15 @@ def _read_results(body: bytes) -> Mapping[str, bytes]:
         if head is None:
             return _read_any_results(body)
         end = head.end() + int(head[2])
-        name = head[1].decode("utf-8", "replace")
+        try:
+            name = head[1].decode()
+        except UnicodeDecodeError:
+            return _read_any_results(body)
         if not body.startswith(_CLOSING, end) or name in results:
             return _read_any_results(body)
         results[name] = body[head.end() : end]
         at = end + len(_CLOSING)
-    if not results:
+    if not 0 < len(results) <= MAX_RESULTS:
         return _read_any_results(body)
     return results
 
