@@ -63,7 +63,8 @@ class Asks:
         if host.aside is not None:
             want = 1 if host.probe is None and host.until <= at and want else 0
         elif want > 1:
-            want = min(want, max(1, -(-dispatch.pending // max(1, standings.active))))
+            hosts = standings.active + (host.engaged == 0)  # it may just have told all it had
+            want = min(want, max(1, -(-dispatch.pending // hosts)))
         begun = at + self._context.policy.queue
         given: list[tuple[int, int]] = []
         while len(given) < want:

@@ -229,6 +229,11 @@ class Progress:
             self._end(ticket, Failure(reason, End.CANCELLED))
             self._review(ticket.work)
 
+    def take_back(self, number: int) -> None:
+        """The client gives the ticket back."""
+        if self._hear(number) is not None:
+            self.give_back(number, "its client gave it back")
+
     def untold(self, number: int, reason: str, *, demanding: bool) -> None:
         """The task could not be put into words for the ticket's client.
 

@@ -289,7 +289,7 @@ class Session:
         for ticket, failure in event.failed:
             progress.fail(ticket, failure)
         for ticket in event.back:
-            progress.give_back(ticket, "its client gave it back")
+            progress.take_back(ticket)
         for ticket, since in event.running:
             progress.running(ticket, since)
         for ticket in event.waiting:
@@ -307,6 +307,8 @@ class Session:
             self._clients.refuse(self._clients.hear(event.caller, event.at))
         told = [ticket for ticket, _ in event.running if over(ticket)]
         told += [ticket for ticket in event.waiting if over(ticket)]
+        for ticket in told:
+            self._clients.tell(ticket, event.at)  # some may have ended with the run just now
         effects.append(Supply(event.ask, event.caller, tuple(given), tuple(told), none, end))
         return effects
 

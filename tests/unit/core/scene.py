@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pexecd.core.effects import Assign, Effect, Record, TicketGiven
+from pexecd.core.effects import Assign, Effect, Record, Supply, TicketGiven
 from pexecd.core.events import (
     Event,
+    Exchanged,
     JudgeFailed,
     ResultJudged,
     ResultStored,
@@ -39,6 +40,8 @@ class Scene:
         self.records: list[Record] = []
         #: The number of the last ask.
         self.last_ask = 0
+        #: All that the last exchange yielded.
+        self.last_effects: list[Effect] = []
 
     def handle(self, event: Event) -> list[Effect]:
         return self.note(self.session.handle(event))
@@ -63,6 +66,28 @@ class Scene:
         """Ask, and expect to be held; the ask."""
         assert self.ask(caller) == []
         return self.last_ask
+
+    def exchange(self, caller: Caller, want: int = 0, **posted: Any) -> Supply:
+        """Exchange tickets (the words of ``Exchanged``); the answer.
+
+        ``done`` names tickets whose results are stored, all after half a second.
+        """
+        self.last_ask += 1
+        stored = [(ticket, 0.5) for ticket in posted.pop("done", ())]
+        effects = self.handle(
+            Exchanged(self.at, self.last_ask, caller, want, stored=stored, **posted)
+        )
+        self.last_effects = effects
+        (supply,) = of(Supply, effects)
+        assert (supply.ask, supply.caller) == (self.last_ask, caller)
+        assert supply is effects[-1], "what it says may follow from what comes before"
+        return supply
+
+    def fetch(self, caller: Caller, count: int) -> list[int]:
+        """Exchange nothing for so many tasks; their tickets."""
+        tickets = [ticket for ticket, _ in self.exchange(caller, count).given]
+        assert len(tickets) == count
+        return tickets
 
     def done(self, ticket: int, seconds: float | None = None) -> list[Effect]:
         return self.handle(ResultStored(self.at, ticket, seconds))

@@ -183,8 +183,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     """And no ticket ends twice in what is read."""
     try:
         posted = decode_exchange(body, NAMES)
-    except MalformedBodyError as error:
-        assert "\n" not in str(error)
+    except MalformedBodyError:
         return
     ended = [ticket for ticket, _, _ in posted.complete]
     ended += [ticket for ticket, _ in posted.failed] + posted.back
