@@ -21,6 +21,7 @@ from pexecd.core.effects import (
     Record,
     Refuse,
     Settle,
+    Supply,
     TaskDone,
     TaskFailed,
     TicketEnded,
@@ -33,6 +34,7 @@ from pexecd.core.events import (
     ClientGone,
     ClientHeard,
     Event,
+    Exchanged,
     HostsUnusable,
     JudgeFailed,
     ResultJudged,
@@ -129,6 +131,8 @@ class SessionMachine(RuleBasedStateMachine):
                 assert self.session.task_of(ticket) == task
             case Refuse(ask=ask):
                 self.answered(ask)
+            case Supply():
+                self.supplied(effect)
             case TicketEnded(ticket=ticket, end=end):
                 before = self.ends.get(ticket)
                 assert before is None or end in {End.DONE, End.INVALID}
@@ -158,6 +162,20 @@ class SessionMachine(RuleBasedStateMachine):
                 self.finish = effect
             case _:
                 pass
+
+    def supplied(self, supply: Supply) -> None:
+        assert supply.ask == self.asks
+        assert supply.caller == self.callers[supply.ask]
+        assert self.tickets[len(self.tickets) - len(supply.given) :] == [t for t, _ in supply.given]
+        for ticket, task in supply.given:
+            assert task not in self.results, "a task that is done was given out"
+            assert self.session.task_of(ticket) == task
+            assert len(self.session._ledger.works[task].tickets) == 1 + sum(
+                other.doubtful for other in self.session._ledger.works[task].tickets
+            ), "a copy"
+        assert all(self.session.over(ticket) for ticket in supply.over)
+        assert sum((bool(supply.given), supply.none, supply.end)) <= 1
+        assert supply.end <= (self.finish is not None)
 
     def answered(self, ask: int) -> None:
         assert ask in self.open_asks, "an ask was answered twice, or after its peer had left"
@@ -228,6 +246,10 @@ class SessionMachine(RuleBasedStateMachine):
     def lose_an_answer(self, place: int) -> None:
         self.handle(TicketUndelivered(self.at, self.ticket(place)))
 
+    @rule(place=places, demanding=st.booleans())
+    def cannot_tell_by_exchange(self, place: int, demanding: bool) -> None:
+        self.handle(TaskUntold(self.at, self.ticket(place), "cannot tell", demanding, None))
+
     @rule(place=places, demanding=st.booleans(), caller=callers)
     def cannot_tell(self, place: int, demanding: bool, caller: Caller) -> None:
         again = self.new_ask(caller)
@@ -267,6 +289,51 @@ class SessionMachine(RuleBasedStateMachine):
         for nearer in range(count):
             ticket = self.ticket(max(place - nearer, 0))
             self.handle(TicketFailed(self.at, ticket, Failure("exit status 1", end)))
+
+    @rule(data=st.data(), caller=callers, want=st.sampled_from([0, 1, 2, 5, 50]))
+    def exchange(self, data: st.DataObject, caller: Caller, want: int) -> None:
+        """Newest tickets first, each told of once, in any way; or one of them twice."""
+        places = data.draw(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 4)), max_size=5))
+        self.swap(caller, want, {self.ticket(place): kind for place, kind in places})
+
+    @rule(caller=callers, want=st.integers(1, 8), count=st.integers(1, 3))
+    def work_by_exchange(self, caller: Caller, want: int, count: int) -> None:
+        """A client that prefetches: it tells what it has done when it fetches more."""
+        kinds: dict[int, int] = {}
+        for number in range(count):
+            supply = self.swap(caller, want, kinds)
+            kinds = {ticket: (ticket + number) % 7 % 5 for ticket, _ in supply.given}
+        self.swap(caller, 0, kinds)
+
+    def swap(self, caller: Caller, want: int, kinds: dict[int, int]) -> Supply:
+        """An exchange that tells of each ticket: done, failed, running, waiting or back."""
+        self.asks += 1
+        self.callers[self.asks] = caller
+        told: list[list[int]] = [[t for t, its in kinds.items() if its == n] for n in range(5)]
+        for ticket in told[0]:
+            if self.session.wanted(ticket):
+                self.kept.add(ticket)
+        effects = self.handle(
+            Exchanged(
+                self.at,
+                self.asks,
+                caller,
+                want,
+                stored=[(ticket, 0.5) for ticket in told[0]],
+                failed=[(ticket, Failure("exit status 1")) for ticket in told[1]],
+                running=[(ticket, 1.0 * (ticket % 30)) for ticket in told[2]],
+                waiting=told[3],
+                back=told[4],
+            )
+        )
+        (supply,) = [effect for effect in effects if isinstance(effect, Supply)]
+        assert len(supply.given) <= want
+        assert supply.none or supply.end or supply.given or not want
+        named = told[2] + told[3]
+        assert [t for t in named if self.session.over(t)] == list(supply.over)
+        for ticket in told[1] + told[4]:
+            assert self.session.over(ticket) or ticket in self.session._progress.results
+        return supply
 
     @rule(caller=callers)
     def die(self, caller: Caller) -> None:
@@ -368,6 +435,7 @@ class SessionMachine(RuleBasedStateMachine):
             for effect in self.handle(ask):
                 if isinstance(effect, Assign) and effect.caller in HELPERS:
                     self.store(effect.ticket)
+            self.swap(caller, 0, dict.fromkeys((t for t, _ in self.swap(caller, 3, {}).given), 0))
             if self.finish is None and self.session.next_deadline is not None:
                 # Other clients that were held do not take anything: they have left.
                 for other in sorted(self.open_asks):
