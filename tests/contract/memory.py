@@ -172,18 +172,22 @@ class MemorySpool:
         kept: the results of every upload that was finished and not aborted, by ticket.
         discarded: what was to be deleted.
         full: while True, no upload can be finished.
+        inline: larger results than this are taken as uploads.
+        gate: what the end of every upload waits for.
     """
 
     def __init__(self) -> None:
         self.kept: dict[int, list[tuple[StoredResult, ...]]] = {}
         self.discarded: list[StoredResult] = []
         self.full = False
+        self.inline = 16 * 1024
+        self.gate: Deferred[None] | None = None
 
     def upload(self, ticket: int) -> MemoryUpload:
         return MemoryUpload(self, ticket)
 
     def fits(self, contents: Mapping[str, bytes]) -> bool:
-        return max(map(len, contents.values()), default=0) <= 16 * 1024
+        return max(map(len, contents.values()), default=0) <= self.inline
 
     def path(self, result: StoredResult) -> Path | None:
         return None
@@ -215,6 +219,13 @@ class MemoryUpload:
         return None
 
     def finish(self) -> Deferred[tuple[StoredResult, ...]]:
+        if self._spool.gate is not None:
+            later: Deferred[None] = Deferred()
+            self._spool.gate.chainDeferred(later)
+            return later.addCallback(lambda _: self._finish())
+        return self._finish()
+
+    def _finish(self) -> Deferred[tuple[StoredResult, ...]]:
         if self._aborted:
             return fail(JournalError("given up"))
         if self._spool.full:

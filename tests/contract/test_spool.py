@@ -60,6 +60,16 @@ class SpoolContract:
     async def test_an_upload_without_results(self) -> None:
         assert await self.spool.upload(10000).finish() == ()
 
+    async def test_what_fits_into_the_journal_is_kept_there(self) -> None:
+        edge = b"x" * 16 * 1024
+        assert self.spool.fits({})
+        assert self.spool.fits({"a": edge, "b": edge})
+        assert not self.spool.fits({"a": edge, "b": edge + b"x"})
+        if isinstance(self.spool, Spool):
+            for data in (b"", edge, edge + b"x"):
+                (stored,) = await self.take(self.spool.upload(10000), ("a", data))
+                assert (stored.data is not None) == self.spool.fits({"a": data})
+
     async def test_two_uploads_of_one_ticket_do_no_harm(self) -> None:
         first, second = self.spool.upload(10000), self.spool.upload(10000)
         stored = await gatherResults(

@@ -95,7 +95,9 @@ class ListLog:
         return succeed(None)
 
 
-class MasterTests(TestCase):
+class MasterCase(TestCase):
+    """Tests against ``self.session``, with all but its core and the master in memory."""
+
     def setUp(self) -> None:
         self.clock = Clock()
         self.table = [(str(n),) for n in range(1, 4)]
@@ -168,6 +170,8 @@ class MasterTests(TestCase):
         upload.write(text)
         return self.session.complete(CLIENT, ticket, upload, 0.5)
 
+
+class MasterTests(MasterCase):
     def test_it_keeps_its_ports(self) -> None:
         verifyObject(ISession, self.session)
         verifyObject(IHostWatcher, self.session)

@@ -78,6 +78,7 @@ class Scene:
             Exchanged(self.at, self.last_ask, caller, want, stored=stored, **posted)
         )
         self.last_effects = effects
+        supply: Supply
         (supply,) = of(Supply, effects)
         assert (supply.ask, supply.caller) == (self.last_ask, caller)
         assert supply is effects[-1], "what it says may follow from what comes before"
