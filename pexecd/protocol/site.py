@@ -176,7 +176,7 @@ class Channel(http.HTTPChannel):
         request that it sent before the reply was there says nothing.
         """
         self._undelivered = undelivered
-        self._asked_ahead = bool(self._dataBuffer)
+        self._asked_ahead = any(self._dataBuffer)  # behind a body there is at least an empty piece
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         if not (self.requests and self.requests[-1].startedWriting):
