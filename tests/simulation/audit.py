@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from pexecd.core.effects import (
@@ -12,19 +13,23 @@ from pexecd.core.effects import (
     Discard,
     Finish,
     Refuse,
+    Supply,
     TaskDone,
     TaskFailed,
     TicketEnded,
     TicketGiven,
 )
 from pexecd.core.session import Session
-from pexecd.core.values import MOST_LOSSES, End, Outcome, Policy
+from pexecd.core.values import MOST_LOSSES, Caller, End, Outcome, Policy
 from pexecd.ports import JournalRecord, ResultDropped
 from tests.simulation.world import BrokenError, World
 
 if TYPE_CHECKING:
     from tests.simulation.disk import Disk
     from tests.simulation.history import Office
+
+#: Seconds after which a ticket on disk whose exchange nobody waits for must have ended.
+_TAKEN_BACK = 5.0
 
 _COSTLY = {End.FAILED, End.INVALID, End.TIMED_OUT}
 
@@ -56,6 +61,12 @@ class Audit:
         self._done: dict[int, int] = {}
         self._failed: set[int] = set()
         self._answered: set[int] = set()
+        #: The exchange that each ticket came by, in this process, and those whose peer had left
+        #: before the answer.
+        self._exchange_of: dict[int, int] = {}
+        self._abandoned: set[int] = set()
+        #: When the record of each ticket's giving came to the disk.
+        self._written: dict[int, float] = {}
 
     # --- the core's mind ---------------------------------------------------------------------
 
@@ -71,6 +82,8 @@ class Audit:
             else:
                 self._failed.add(settled.task)
         self._answered.clear()
+        self._exchange_of.clear()
+        self._abandoned.clear()
         self._adds_up(session, "after a restart")
 
     def decides(self, records: Sequence[JournalRecord], deeds: Sequence[Deed]) -> None:
@@ -93,6 +106,13 @@ class Audit:
                     raise self._broken(ticket, "the accepted result is thrown away")
                 case Assign() | Refuse():
                     self.answers(deed.ask)
+                case Supply():
+                    self.answers(deed.ask)
+                    for ticket, _ in deed.given:
+                        self._exchange_of[ticket] = deed.ask
+                    for ticket in deed.over:
+                        if ticket in self._task_of and ticket not in self._ends:
+                            raise self._broken(ticket, "its client is told to stop, but it lives")
                 case _:
                     pass
 
@@ -105,6 +125,10 @@ class Audit:
     def leaves(self, ask: int) -> None:
         """The core knows that nobody waits for this answer any more."""
         self._answered.add(ask)
+
+    def abandons(self, ask: int) -> None:
+        """The peer of an exchange has left before its answer: it gets no ticket."""
+        self._abandoned.add(ask)
 
     def _gives(self, ticket: int, task: int) -> None:
         self._world.tell(task, "ticket %d is decided on", ticket)
@@ -130,6 +154,11 @@ class Audit:
     def _tells_end(self, ticket: int, task: int, end: End) -> None:
         before = self._ends.get(ticket)
         self._world.tell(task, "ticket %d ends: %s", ticket, end.value)
+        nobodys = self._exchange_of.get(ticket) in self._abandoned and ticket not in self._spoken
+        if nobodys and self._world.now > self._written.get(ticket, inf) + _TAKEN_BACK:
+            raise BrokenError(
+                f"ticket {ticket} ends only now, but the peer of its exchange left long ago", task
+            )
         if self._task_of.get(ticket) != task:
             raise BrokenError(f"ticket {ticket} ends, but was never given for task {task}", task)
         if before in {End.DONE, End.INVALID} or (before and end not in {End.DONE, End.INVALID}):
@@ -183,6 +212,8 @@ class Audit:
         for record in records:
             if isinstance(record, TicketGiven) and record.ticket in disk.given:
                 raise BrokenError(f"ticket {record.ticket} is journalled twice", record.task)
+            if isinstance(record, TicketGiven):
+                self._written[record.ticket] = self._world.now
             if isinstance(record, TaskDone) and disk.is_done(record.task):
                 raise BrokenError(f"task {record.task} is journalled done twice", record.task)
             if isinstance(record, ResultDropped):
@@ -194,17 +225,14 @@ class Audit:
 
     # --- what others hear ----------------------------------------------------------------------
 
-    def speaks(self, deed: Assign) -> None:
+    def speaks(self, ticket: int, task: int, caller: Caller) -> None:
         """A client is told a ticket."""
-        ticket, task = deed.ticket, deed.task
         if ticket in self._spoken:
             raise BrokenError(f"ticket {ticket} is told twice", task)
         if ticket not in self._disk.given:
             raise BrokenError(f"ticket {ticket} is told, but is not on disk", task)
         self._spoken[ticket] = task
-        self._world.tell(
-            task, "%s on %s gets ticket %d", deed.caller.client, deed.caller.host, ticket
-        )
+        self._world.tell(task, "%s on %s gets ticket %d", caller.client, caller.host, ticket)
 
     def confirms(self, ticket: int) -> None:
         """A client is told that its result is stored: 200."""
@@ -223,14 +251,14 @@ class Audit:
             self._safe.add(given.task)
 
     def notes_failure(self, ticket: int) -> None:
-        """A client is told that its failure is known: 200."""
+        """A client is told that its failure is known, or what it gave back: 200."""
         given = self._disk.given.get(ticket)
         if given is None:
             return
-        self._world.tell(given.task, "the failure of ticket %d is confirmed", ticket)
+        self._world.tell(given.task, "the end of ticket %d is confirmed", ticket)
         settled = ticket in self._disk.ended or ticket in self._disk.results
         if not settled and not self._disk.is_done(given.task):
-            raise self._broken(ticket, "its failure is confirmed, but is not stored")
+            raise self._broken(ticket, "its end is confirmed, but is not stored")
 
     # --- sums ------------------------------------------------------------------------------------
 

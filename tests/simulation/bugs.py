@@ -14,10 +14,12 @@ from pexecd.core.effects import (
     Effect,
     Refuse,
     Replayed,
+    Supply,
     TicketEnded,
     TicketGiven,
     TicketPast,
 )
+from pexecd.core.events import Event, Exchanged
 from pexecd.core.ledger import COSTLY
 from pexecd.core.session import Session
 from pexecd.core.state import Ask, Ticket, Work
@@ -161,6 +163,14 @@ class RepeatDiscardsResult(Session):
         return self.known(ticket)
 
 
+class GivenBackForgotten(Session):
+    """A ticket that its client gave back goes on as if it were worked on."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._progress.take_back = self._progress.ping  # type: ignore[method-assign]
+
+
 # --- in the master -----------------------------------------------------------------------------
 
 
@@ -203,6 +213,37 @@ class ResultApartFromItsRecords(Master):
         self._world.later(0.5, super()._carry_out, effects, (), then)
 
 
+class ExchangeAnsweredBeforeCommit(Master):
+    """An exchange is answered as soon as it is decided on."""
+
+    def _carry_out(
+        self,
+        effects: Sequence[Effect],
+        first: Sequence[JournalRecord] = (),
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        answers = [effect for effect in effects if isinstance(effect, Supply)]
+        super()._carry_out([effect for effect in effects if effect not in answers], first, then)
+        self._perform(answers)
+
+
+class ExchangeKeepsWhatItsPeerLeft(Master):
+    """Tickets of an exchange whose peer left before the answer are not taken back."""
+
+    def _supply(self, deed: Supply) -> None:
+        if deed.ask in self._exchanges:
+            super()._supply(deed)
+
+
+class ExchangeForgetsItsResults(Master):
+    """An exchange is confirmed, but its results are not journalled with it."""
+
+    def _submit(
+        self, event: Event, *first: JournalRecord, then: Callable[[], None] | None = None
+    ) -> None:
+        super()._submit(event, *(() if isinstance(event, Exchanged) else first), then=then)
+
+
 BUGS = {
     **{
         bug.__name__: Bug(session_class=bug)
@@ -218,10 +259,18 @@ BUGS = {
             AttemptsForgottenAtRestart,
             AnsweredTwice,
             RepeatDiscardsResult,
+            GivenBackForgotten,
         )
     },
     **{
         bug.__name__: Bug(master_class=bug)
-        for bug in (DeedsBeforeCommit, UselessResultConfirmedAtOnce, ResultApartFromItsRecords)
+        for bug in (
+            DeedsBeforeCommit,
+            UselessResultConfirmedAtOnce,
+            ResultApartFromItsRecords,
+            ExchangeAnsweredBeforeCommit,
+            ExchangeKeepsWhatItsPeerLeft,
+            ExchangeForgetsItsResults,
+        )
     },
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pexecd.core.effects import Supply
 from pexecd.core.values import Caller, End, Failure
 from tests.simulation.network import Call, Network
 from tests.simulation.world import World
@@ -27,6 +28,18 @@ class Finished:
     tries: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What an exchange tells, and how many tasks it wants."""
+
+    want: int = 0
+    complete: tuple[Finished, ...] = ()
+    failed: tuple[Finished, ...] = ()
+    running: tuple[tuple[int, float], ...] = ()
+    waiting: tuple[int, ...] = ()
+    back: tuple[int, ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class Host:
     """A computer.
@@ -40,6 +53,8 @@ class Host:
     #: The master sees at once when the client there ends: it is a child.
     local: bool = False
     slots: int = 2
+    #: How many tasks its clients fetch ahead by exchanges; None: they use the single requests.
+    prefetch: int | None = None
     cut: bool = False
     down: bool = False
     broken: bool = False
@@ -167,7 +182,7 @@ class Client:
         self._pausing = False
         self._ask()
 
-    # --- workers ---------------------------------------------------------------------------------
+    # --- workers -------------------------------------------------------------------------------
 
     def _run(self, ticket: int, task: int) -> None:
         if ticket in self._runs or ticket in self._posts:
@@ -242,3 +257,133 @@ class Client:
             self.host.client = None
         self._network.hang_up(self, silently=silently)
         self._office.client_ended(self)
+
+
+class Exchanger(Client):
+    """A client that fetches tasks ahead, and tells what became of many in one exchange.
+
+    It turns to the single request only where there is no task at the moment: that one waits.
+    """
+
+    #: Seconds for which what is done may wait for more; and a task for its turn.
+    GAP = 0.5
+    TURN = 10.0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        #: Tickets whose workers were not started yet: their tasks, and since when.
+        self._queue: dict[int, tuple[int, float]] = {}
+        self._started: dict[int, float] = {}
+        self._back: set[int] = set()
+        self._exchanging = False
+        self._planned = False
+        self._none = False
+        if self._pings:
+            self._later(self._world.dice.random() * self._pings, self._ping_all)
+
+    @property
+    def waits_for_the_end(self) -> bool:
+        return super().waits_for_the_end or (self.alive and bool(self._queue))
+
+    # --- exchanges ------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        if self._none and not self._queue:
+            super()._ask()  # it waits for a task that comes back
+        else:
+            self._exchange()
+
+    def _told(self, status: int, value: object) -> None:
+        self._none = False
+        super()._told(status, value)
+
+    def _exchange(self, *, ping: bool = False) -> None:
+        if self._exchanging or self._pausing or not self.alive or not self._configured_once:
+            return
+        assert self.host.prefetch is not None
+        room = self.host.slots + self.host.prefetch - len(self._runs) - len(self._queue)
+        want = 0 if self._no_more or self._none or self._asking else max(0, room)
+        posts = tuple(self._posts.values())
+        now = self._world.now
+        letter = Letter(
+            want,
+            tuple(finished for finished in posts if finished.failure is None),
+            tuple(finished for finished in posts if finished.failure is not None),
+            tuple((ticket, now - self._started[ticket]) for ticket in self._runs if ping),
+            tuple(self._queue) if ping else (),
+            tuple(self._back),
+        )
+        if letter == Letter():
+            return
+        self._exchanging = True
+        call = Call(self, "/exchange", lambda status, value: self._swapped(letter, status, value))
+        call.letter = letter
+        self._call(call)
+
+    def _swapped(self, letter: Letter, status: int, value: object) -> None:
+        self._exchanging = False
+        if status != 200:
+            self._pausing = True
+            self._later(value or self._backoff(), self._ask_again)  # type: ignore[arg-type]
+            return
+        assert isinstance(value, Supply)
+        self._tries = 0
+        for finished in (*letter.complete, *letter.failed):
+            self._posts.pop(finished.ticket, None)
+        self._back.difference_update(letter.back)
+        for ticket in value.over:
+            self._queue.pop(ticket, None)
+            if ticket in self._runs:
+                self._world.tell(self._runs[ticket], "ticket %d: its worker is stopped", ticket)
+                self._over.add(ticket)
+                self._run_ended(ticket, None)
+        for ticket, task in value.given:
+            self._queue[ticket] = task, self._world.now
+        self._none = value.none
+        self._no_more = self._no_more or value.end
+        self._start_more()
+        self._ask()
+        self._maybe_end()
+
+    def _ping_all(self) -> None:
+        for ticket, (task, since) in list(self._queue.items()):
+            if self._world.now - since > self.TURN and self._world.chance(0.7):
+                self._world.tell(task, "ticket %d is given back", ticket)
+                del self._queue[ticket]
+                self._back.add(ticket)
+        self._exchange(ping=True)
+        self._later(self._pings, self._ping_all)
+
+    # --- workers -------------------------------------------------------------------------------
+
+    def _start_more(self) -> None:
+        while self.alive and self._queue and len(self._runs) < self.host.slots:
+            ticket = next(iter(self._queue))
+            self._run(ticket, self._queue.pop(ticket)[0])
+
+    def _run(self, ticket: int, task: int) -> None:
+        self._started[ticket] = self._world.now
+        super()._run(ticket, task)
+
+    def _ping(self, ticket: int) -> None:
+        """All of them are pinged together."""
+
+    def _run_ended(self, ticket: int, failure: Failure | None) -> None:
+        super()._run_ended(ticket, failure)
+        if self.alive:
+            self._start_more()
+
+    def _post(self, finished: Finished) -> None:
+        """Tell of it in the next exchange, with others that end soon."""
+        self._posts[finished.ticket] = finished
+        if not self._planned:
+            self._planned = True
+            self._later(self._world.dice.random() * self.GAP, self._send)
+
+    def _send(self) -> None:
+        self._planned = False
+        self._exchange()
+
+    def _maybe_end(self) -> None:
+        if not (self._queue or self._back):
+            super()._maybe_end()

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from pexecd.core.session import Session
 from pexecd.core.values import Caller, End, Failure, Policy
 from tests.simulation.audit import Audit
-from tests.simulation.clients import LONGEST_PAUSE, Client, Host
+from tests.simulation.clients import LONGEST_PAUSE, Client, Exchanger, Host
 from tests.simulation.disk import Disk
 from tests.simulation.master import Master
 from tests.simulation.network import USUAL_DELAY, Network
@@ -83,6 +83,8 @@ class Office:
             Host(f"host-{number}", managed=True, local=number == 1, slots=dice.randint(1, 3))
             for number in range(1, dice.randint(3, 5) + 1)
         ]
+        for host in self.hosts:
+            host.prefetch = dice.choice((None, 0, 3, 8))
         self.clients: list[Client] = []
         self._foreign = [
             Host(f"10.0.0.{number}", managed=False, slots=1) for number in range(1, foreign + 1)
@@ -225,7 +227,8 @@ class Office:
 
     def _start_client(self, host: Host, caller: Caller, pings: float) -> None:
         self.world.tell(0, "%s starts on %s", caller.client, host.name)
-        client = Client(self.world, self.network, self, host, caller, pings)
+        kind = Client if host.prefetch is None else Exchanger
+        client = kind(self.world, self.network, self, host, caller, pings)
         self.clients.append(client)
         client.begin()
 

@@ -20,6 +20,7 @@ from pexecd.core.effects import (
     Record,
     Refuse,
     Revive,
+    Supply,
 )
 from pexecd.core.events import (
     AskWithdrawn,
@@ -29,6 +30,7 @@ from pexecd.core.events import (
     ClientHeard,
     ClientSupposed,
     Event,
+    Exchanged,
     JudgeFailed,
     ResultJudged,
     ResultStored,
@@ -48,9 +50,10 @@ from tests.simulation.disk import BAD, GOOD, Disk, Writer
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
+    from tests.simulation.clients import Letter
     from tests.simulation.history import Office
 
-#: Answers a request, with a status and (for /task) the task.
+#: Answers a request, with a status and (for /task) the task, or (for /exchange) what it brings.
 Answer = Callable[[int, object], None]
 
 JUDGED_AT_ONCE = 8
@@ -91,6 +94,7 @@ class Master:
         self._journal = Writer(world, disk, audit, self._stalled)
         self._ask_numbers = count(1)
         self._asks: dict[int, Answer] = {}
+        self._exchanges: dict[int, tuple[Answer, Letter]] = {}
         #: Who waits for 200.
         self._confirming: dict[object, Answer] = {}
         self._to_judge: OrderedDict[int, Judge] = OrderedDict()
@@ -160,6 +164,11 @@ class Master:
                         self._later(self._world.dice.choice((0.001, 0.2)), self._assign, deed)
                     else:
                         self._assign(deed)
+                case Supply():
+                    if deed.given and self._world.chance(0.3):
+                        self._later(self._world.dice.choice((0.001, 0.2)), self._supply, deed)
+                    else:
+                        self._supply(deed)
                 case Refuse():
                     answer = self._asks.pop(deed.ask, None)
                     if answer is not None:
@@ -231,8 +240,10 @@ class Master:
         return asked
 
     def peer_left(self, ask: int) -> None:
-        """The connection of a request for a task is gone."""
-        if not self._closed and self._asks.pop(ask, None) is not None:
+        """The connection of a request for a task, or of an exchange, is gone."""
+        if not self._closed and self._exchanges.pop(ask, None) is not None:
+            self._audit.abandons(ask)
+        elif not self._closed and self._asks.pop(ask, None) is not None:
             self._submit(AskWithdrawn(self._now(), ask))
             self._audit.leaves(ask)
 
@@ -241,12 +252,83 @@ class Master:
         if answer is None:
             self.undelivered(deed.ticket)
         elif self._office.can_be_told(deed.task, deed.caller):
-            self._audit.speaks(deed)
+            self._audit.speaks(deed.ticket, deed.task, deed.caller)
             answer(200, (deed.ticket, deed.task))
         else:
             self._world.tell(deed.task, "%s cannot be told it", deed.caller.client)
             again = self._asking(deed.caller, answer)
             self._submit(TaskUntold(again.at, deed.ticket, "needs Length=", True, again))
+
+    def exchange(self, caller: Caller, letter: Letter, answer: Answer) -> int:
+        """``POST /exchange``.
+
+        Returns:
+            A number by which the peer can leave.
+        """
+        if self._journal.stalled:
+            answer(503, 1)
+            return 0
+        ask = next(self._ask_numbers)
+        self._exchanges[ask] = answer, letter
+        if letter.complete and self._world.chance(0.1):  # larger results go to the spool first
+            self._later(self._world.dice.uniform(0, 2), self._exchange, ask, caller, letter)
+        else:
+            self._exchange(ask, caller, letter)
+        return ask
+
+    def _exchange(self, ask: int, caller: Caller, letter: Letter) -> None:
+        self._world.step()
+        core = self._core
+        kept = []
+        for finished in letter.complete:
+            if core.wanted(finished.ticket):
+                content = GOOD if finished.good else BAD
+                result = StoredResult("output", len(content), content, None)
+                task = core.task_of(finished.ticket)
+                kept.append(ResultKept(finished.ticket, task, (result,)))
+        event = Exchanged(
+            self._now(),
+            ask,
+            caller,
+            letter.want,
+            [(finished.ticket, 1.0) for finished in letter.complete],
+            [(finished.ticket, finished.failure) for finished in letter.failed],  # type: ignore[misc]
+            letter.running,
+            letter.waiting,
+            letter.back,
+        )
+
+        def refused(status: int, value: object) -> None:
+            waiting = self._exchanges.pop(ask, None)
+            if waiting is not None:
+                waiting[0](status, value)
+
+        confirming = object()
+        self._confirming[confirming] = refused
+
+        def confirmed() -> None:
+            self._confirming.pop(confirming, None)
+
+        self._submit(event, *kept, then=confirmed)
+        if self._journal.stalled and self._confirming.pop(confirming, None) is not None:
+            refused(503, 1)
+
+    def _supply(self, deed: Supply) -> None:
+        waiting = self._exchanges.pop(deed.ask, None)
+        if waiting is None:
+            for ticket, _ in deed.given:
+                self.undelivered(ticket)
+            return
+        answer, letter = waiting
+        for ticket, task in deed.given:
+            self._audit.speaks(ticket, task, deed.caller)
+        for finished in letter.complete:
+            self._audit.confirms(finished.ticket)
+        for finished in letter.failed:
+            self._audit.notes_failure(finished.ticket)
+        for ticket in letter.back:
+            self._audit.notes_failure(ticket)
+        answer(200, deed)
 
     def undelivered(self, ticket: int) -> None:
         """The answer with this ticket did not reach its client."""
@@ -369,6 +451,7 @@ class Master:
         """The process is gone: nothing of it happens any more."""
         self._closed = self._journal.closed = True
         self._asks.clear()
+        self._exchanges.clear()
 
     @property
     def closed(self) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pexecd.core.effects import Supply
 from pexecd.core.values import Failure
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
-    from tests.simulation.clients import Client
+    from tests.simulation.clients import Client, Letter
     from tests.simulation.history import Office
     from tests.simulation.master import Master
 
@@ -32,9 +33,11 @@ class Call:
     good: bool = False
     #: Of ``/failed``.
     failure: Failure | None = None
+    #: Of ``/exchange``.
+    letter: Letter | None = None
     #: The process that has got it.
     master: Master | None = None
-    #: Of ``/task``: the number that the master knows it by, while it waits.
+    #: Of ``/task`` and ``/exchange``: the number that the master knows it by, while it waits.
     ask: int | None = None
     #: The answer is on its way, or lost on it.
     told: bool = False
@@ -68,7 +71,7 @@ class Network:
         self._world.later(self._delay(), self._arrive, call)
         if self._world.chance(self.repeats):
             twin = Call(call.client, call.path, lambda *_: None, call.ticket, call.good)
-            twin.failure = call.failure
+            twin.failure, twin.letter = call.failure, call.letter
             self._open[twin] = None
             self._world.later(self._delay(), self._arrive, twin)
 
@@ -103,6 +106,11 @@ class Network:
             case "/task":
                 call.ask = master.ask(
                     caller, lambda status, value: self._reply(call, status, value)
+                )
+            case "/exchange":
+                assert call.letter is not None
+                call.ask = master.exchange(
+                    caller, call.letter, lambda status, value: self._reply(call, status, value)
                 )
             case "/ping":
                 self._reply(call, master.ping(call.ticket))
@@ -149,10 +157,11 @@ class Network:
         call.told = True
         if call.over or self._lost(call):
             self._world.later(_LIMIT, self._answered, call, 0, None)
-            if status == 200 and call.path == "/task" and self._world.chance(0.5):
+            if status == 200 and call.path in {"/task", "/exchange"} and self._world.chance(0.5):
                 assert call.master is not None
-                assert isinstance(value, tuple)
-                self._world.later(self._delay(), call.master.undelivered, value[0])
+                given: Any = value.given if isinstance(value, Supply) else (value,)
+                for ticket, _ in given:
+                    self._world.later(self._delay(), call.master.undelivered, ticket)
         else:
             self._world.later(self._delay(), self._answered, call, status, value)
 

@@ -92,6 +92,7 @@ def test_the_histories_are_worth_it() -> None:
         "no verdict on",
         "is deleted",
         "its worker is stopped",
+        "is given back",
         "SUCCEEDED",
         "SOME_FAILED",
         "INTERRUPTED",

@@ -246,8 +246,17 @@ class ExchangeTests(ServerCase):
 
     async def test_a_body_that_breaks_off_changes_nothing(self) -> None:
         wire = exchange(b"back 10016\n" + complete(10017, result(b"1")), want=1)
-        for leave in (Peer.reset, Peer.finish_sending):
-            await self.run_peer(lambda peer, leave=leave: (peer.send(wire[:-5]), leave(peer)))
+
+        def reset(peer: Peer) -> None:
+            peer.send(wire[:-5])
+            peer.reset()
+
+        def close(peer: Peer) -> None:
+            peer.send(wire[:-5])
+            peer.finish_sending()
+
+        await self.run_peer(reset)
+        await self.run_peer(close)
         for _, lost in self.site.channels:
             await lost
         self.assertEqual(self.session.posted, [])

@@ -389,7 +389,9 @@ class SessionMachine(RuleBasedStateMachine):
         if not doubtful:
             assert pending_set(self.session) == pending_set(before)
         assert self.session._progress.tickets.keys() == before._progress.tickets.keys()
-        assert self.session._progress.results.keys() == before._progress.results.keys()
+        # Two late results of a task that had failed are judged apart, though one may win.
+        left = {t for t in before._progress.results if before.task_of(t) not in self.results}
+        assert self.session._progress.results.keys() == left
 
     # --- what must hold ----------------------------------------------------------------------
 
