@@ -9,7 +9,8 @@ from typing import Any, Self
 import pytest
 
 from pexecd.core.dispatch import MOST_RETRIES
-from pexecd.core.events import ClientGone, ResultStored, TaskAsked, TicketFailed
+from pexecd.core.effects import Supply
+from pexecd.core.events import ClientGone, Exchanged, ResultStored, TaskAsked, TicketFailed
 from pexecd.core.session import Session
 from pexecd.core.values import FIRST_TICKET, Caller, Failure, Outcome, Policy
 
@@ -63,6 +64,33 @@ def test_an_event_costs_the_same_in_a_small_and_in_a_large_session(what: str) ->
                     session.handle(ClientGone(1.0, CALLERS[ask % 8].client))
         costs.append(steps.count)
     small, large = costs
+    assert large < 1.2 * small
+
+
+@pytest.mark.parametrize("what", ["done", "failed", "running", "waiting", "back"])
+def test_a_ticket_costs_the_same_in_any_exchange(what: str) -> None:
+    """In a small session and in a large one, alone or among many."""
+    costs = []
+    for tasks, size in ((2_000, 1), (2_000, 32), (20_000, 32)):
+        session, ask = half_done(tasks)
+        tickets: list[int] = []
+        with Steps() as steps:
+            for number in range(320 // size):
+                told: list[Any] = list(tickets)
+                if what == "failed":
+                    told = [(ticket, Failure("no")) for ticket in tickets]
+                elif what in {"done", "running"}:
+                    told = [(ticket, 0.1) for ticket in tickets]
+                posted = {"stored" if what == "done" else what: told}
+                effects = session.handle(
+                    Exchanged(1.0, ask + number, CALLERS[number % 8], size, **posted)
+                )
+                (supply,) = [effect for effect in effects if isinstance(effect, Supply)]
+                tickets = [ticket for ticket, _ in supply.given]
+                assert len(tickets) == size
+        costs.append(steps.count)
+    alone, small, large = costs
+    assert small < alone
     assert large < 1.2 * small
 
 
