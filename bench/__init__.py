@@ -1,0 +1,1 @@
+"""How fast and how large: each module here is a program, see CONTRIBUTING.md."""

@@ -1,0 +1,182 @@
+"""The master's CPU time for a task, everything journalled, collected in order.
+
+    python -m bench.master [--rounds 3] [--scale 1] [--function] [--profile [ROW]] [--json]
+
+Simulated clients (bench/load.py), a process of their own, run nothing and post at once. Counted
+is all that the master and its children use from READY to the end: reactor, journal's writer,
+validation, collection, end. The rows: exchanges of several sizes by one client, and the founding
+pair of requests by one client and by sixteen.
+
+--function validates with a function of the user, too, in a process of its own, whose start counts.
+--profile shows where the reactor's time goes (cProfile, which makes it two to three times as much).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pstats
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import load
+from bench.machine import about, print_about
+from bench.running import NOBODY, ROOT, MasterProcess, environment, write_job
+
+JOB = """\
+[job]
+cluster = hosts
+parameters = table.txt
+[worker]
+command = true $n
+[validate]
+output = one_line number
+[collect]
+output = table results.txt
+"""
+FUNCTION = "function = checks.py:validate\n"
+CHECKS = """\
+def validate(parameters, result):
+    return result["output"].text() == parameters["n"] + "\\n"
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way in which clients may talk to the master."""
+
+    name: str
+    way: str
+    clients: int
+    tasks: int
+    #: At most so many microseconds for a task; 0: no aim.
+    limit: int = 0
+    size: int = 0
+
+
+ROWS = [
+    Row("exchanges of 1", "exchange", 1, 6000, 350, size=1),
+    Row("exchanges of 4", "exchange", 1, 15000, size=4),
+    Row("exchanges of 16", "exchange", 1, 40000, 60, size=16),
+    Row("exchanges of 64", "exchange", 1, 60000, size=64),
+    Row("pair, 1 client", "pair", 1, 4000, 650),
+    Row("pair, 16 clients", "pair", 16, 8000, 400),
+]
+
+
+def measure(row: Row, tasks: int, folder: Path, function: bool, profile: bool) -> dict[str, Any]:
+    """Run a job of so many tasks to its end; microseconds for a task, by who used them.
+
+    Returns:
+        ``{}`` when the master does not know the exchange.
+    """
+    text = JOB.replace("[collect]", FUNCTION + "[collect]") if function else JOB
+    write_job(folder, text, NOBODY, tasks)
+    (folder / "checks.py").write_text(CHECKS)
+    book = folder / "book"
+    command = [sys.executable, "-m", "bench.measured", str(book)]
+    more = {"PEXEC_BENCH_PROFILE": "1"} if profile else {}
+    with MasterProcess(folder, "run", "--fresh", "job.ini", command=command, **more) as master:
+        master.ready()
+        if profile:
+            os.kill(master.pid, signal.SIGUSR1)
+        before, threads = master.cpu(), master.threads()
+        sizes = {"size": row.size} if row.size else {}
+        loading = load.command(folder / "job.pexecd", row.way, clients=row.clients, **sizes)
+        done = subprocess.run(
+            loading, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, check=False
+        )
+        if done.returncode == 3:
+            return {}
+        if done.returncode:
+            raise SystemExit(f"the load ended with status {done.returncode}\n{master.said()}")
+        total = master.wait() - before
+    seen = json.loads(done.stdout)
+    expected = ["n|output", *(f"{n}|{n}" for n in range(1, tasks + 1))]
+    if (folder / "results.txt").read_text().splitlines() != expected:
+        raise SystemExit("the results are not what they should be")
+    parts: dict[str, float] = {"reactor": 0, "journal": 0, "other threads": 0}
+    for thread, (name, used) in json.loads(book.read_text()).items():
+        if name == "bench":
+            total -= used
+            continue
+        part = "other threads"
+        if name == "MainThread":
+            part = "reactor"
+        elif "journal" in name:
+            part = "journal"
+        parts[part] += used - threads.get(int(thread), 0.0)
+    parts["processes"] = max(0.0, total - sum(parts.values()))
+    return {
+        "us": total / tasks * 1e6,
+        **{part: seconds / tasks * 1e6 for part, seconds in parts.items()},
+        "rate": tasks / (seen["last"] - seen["first"]),
+        "requests": seen["requests"] / tasks,
+    }
+
+
+def median(found: list[dict[str, Any]]) -> dict[str, float]:
+    return {key: statistics.median(one[key] for one in found) for key in found[0]}
+
+
+def show_profile(book: Path) -> None:
+    stats = pstats.Stats(f"{book}.profile")
+    stats.strip_dirs()
+    for order in ("tottime", "cumtime"):
+        stats.sort_stats(order).print_stats(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="times as many tasks")
+    parser.add_argument("--rows", default="", help="only those with this in their names")
+    parser.add_argument("--function", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = [row for row in ROWS if options.rows in row.name]
+    found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        machine = about(Path(name))
+        if not options.json:
+            print_about(machine)
+        for _ in range(options.rounds):
+            for row in rows:
+                tasks = max(64, round(row.tasks * options.scale))
+                one = measure(row, tasks, Path(name), options.function, options.profile)
+                if one:
+                    found[row.name].append(one)
+                if options.profile and one and not options.json:
+                    print(f"\n{row.name}: {tasks} tasks")
+                    show_profile(Path(name) / "book")
+    medians = {row: median(one) if one else None for row, one in found.items()}
+    if options.json:
+        print(json.dumps({"about": machine, "rows": medians, "rounds": found}))
+        return
+    print(
+        f"{'CPU us a task':18} {'all':>6} {'at most':>8} {'reactor':>8} {'journal':>8} "
+        f"{'threads':>8} {'processes':>10} {'tasks/s':>8}"
+    )
+    for row in rows:
+        one = medians[row.name]
+        if one is None:
+            print(f"{row.name:18} this master has no exchange")
+            continue
+        print(
+            f"{row.name:18} {one['us']:6.0f} {row.limit or '':>8} {one['reactor']:8.0f} "
+            f"{one['journal']:8.0f} {one['other threads']:8.0f} {one['processes']:10.0f} "
+            f"{one['rate']:8.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
