@@ -135,6 +135,8 @@ class Seen:
     done: int = 0
     #: When the first task came.
     first: float | None = None
+    #: When the last one was confirmed.
+    last: float | None = None
     #: When so many were confirmed, about a hundred of them.
     marks: list[tuple[int, float]] = field(default_factory=list)
     #: Confirmed tasks between two marks.
@@ -149,14 +151,15 @@ class Seen:
 
     def confirmed(self, tasks: int) -> None:
         before, self.done = self.done, self.done + tasks
+        self.last = time.monotonic()
         if before // self.step != self.done // self.step or not before:
-            self.marks.append((self.done, time.monotonic()))
+            self.marks.append((self.done, self.last))
 
     def as_json(self) -> dict[str, Any]:
         return {
             "done": self.done,
             "first": self.first,
-            "last": self.marks[-1][1] if self.marks else None,
+            "last": self.last,
             "marks": self.marks,
             "requests": self.requests,
             "lost": self.lost,

@@ -80,6 +80,21 @@ def package(name: str) -> str:
         return ""
 
 
+def yardstick() -> float:
+    """CPU microseconds of a thousand turns of a small loop in Python, the median of many.
+
+    CPU time grows on a machine that others use as well, though less than wall time: figures of
+    two runs compare only when this is the same.
+    """
+    numbers = range(1000)
+    took = []
+    for _ in range(200):
+        began = time.process_time()
+        sum(number * number for number in numbers)
+        took.append(time.process_time() - began)
+    return statistics.median(took) * 1e6
+
+
 def about(folder: Path) -> dict[str, str]:
     """The machine in a few words, for the head of a table.
 
@@ -93,6 +108,7 @@ def about(folder: Path) -> dict[str, str]:
         "Python": platform.python_version(),
         "Twisted": package("twisted"),
         "SQLite": sqlite3.sqlite_version,
+        "yardstick": f"{yardstick():.0f} us",
         "disk": f"{file_system(folder)}, fdatasync {fsync_latency(folder) * 1000:.2f} ms",
     }
 
