@@ -36,6 +36,8 @@ SOURCES = 16
 OPENING = 100
 #: Seconds that a master which is gone is waited for.
 PATIENCE = 120.0
+#: Seconds until requests that were all sent at one moment are held.
+SETTLING = 5.0
 
 _HEAD = "Host: master\r\nAccept: application/x-pexec; framing=length\r\n"
 
@@ -346,7 +348,10 @@ class Held:
         lagging = self._spawn(self._lag())
         begun = time.monotonic()
         beginning = [self._begin(number) for number in range(first, first + self._count)]
-        await asyncio.gather(*beginning)
+        # Each must have its task first: a request for another one would take somebody else's.
+        for client, waiting in await asyncio.gather(*beginning):
+            self._spawn(self._hold(client, waiting))
+        await asyncio.sleep(SETTLING)
         steady = time.monotonic()
         self.lags.clear()
         print(json.dumps({"steady": steady, "ramp": steady - begun}), flush=True)
@@ -372,7 +377,7 @@ class Held:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _begin(self, number: int) -> None:
+    async def _begin(self, number: int) -> tuple[Client, Connection]:
         client = Client(self._where, number, self._seen)
         async with self._opening:
             waiting = await client.begin(slots=2)
@@ -380,8 +385,8 @@ class Held:
             if task is None:
                 raise SystemExit("the table has fewer tasks than there are clients")
             pinging = await client.connect()
-        self._spawn(self._hold(client, waiting))
         self._spawn(self._pings(client, pinging, task[0]))
+        return client, waiting
 
     async def _hold(self, client: Client, connection: Connection) -> None:
         self._held += 1

@@ -1,0 +1,290 @@
+"""How large it may be: a long table, many clients, a big result; with bounds on time and memory.
+
+    python -m bench.scale table [--tasks 1000000] [--clients 4] [--size 64]
+    python -m bench.scale clients [--clients 10000] [--seconds 30]
+    python -m bench.scale result [--bytes 2000000000]
+
+table: no-op tasks by simulated clients (bench/load.py). The master is killed when half of them
+are done, and started again; the clients carry on. clients: each holds a task that never ends
+and a request for another one, and pings every ten seconds. result: one client posts a result of
+zeros, which is then collected: twice its size is needed on the disk for a while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from bench import load
+from bench.machine import about, print_about, raise_open_files
+from bench.running import NOBODY, PEXECD, ROOT, MasterProcess, environment, write_job
+
+JOB = """\
+[job]
+cluster = hosts
+parameters = table.txt
+[worker]
+command = true $n
+[collect]
+output = table results.txt
+"""
+#: Nothing is given twice, so that clients hold their requests.
+HELD = JOB.replace("[worker]", "duplicates = 1\n[worker]")
+BIG = JOB.replace("table results.txt", "concat results.bin")
+
+
+def start_load(folder: Path, way: str, **options: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        load.command(folder / "job.pexecd", way, **options),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+    )
+
+
+def seen_by(loading: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What a load has printed at its end."""
+    output, _ = loading.communicate()
+    if loading.returncode:
+        raise SystemExit(f"the load ended with status {loading.returncode}")
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def master_in(folder: Path, *arguments: str) -> MasterProcess:
+    return MasterProcess(folder, "run", "job.ini", *arguments, command=PEXECD)
+
+
+# --- a long table ----------------------------------------------------------------------------
+
+
+def stored(folder: Path) -> bool:
+    """Whether the whole table is in the database."""
+    database = folder / "job.pexecd" / "session.db"
+    if not database.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT 1 FROM meta WHERE key = 'tasks'").fetchone()
+            return found is not None
+    except sqlite3.Error:  # it is being made
+        return False
+
+
+def settled(folder: Path) -> int:
+    """How many tasks are done; no scan: they are numbered as they come."""
+    database = folder / "job.pexecd" / "session.db"
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT max(task) FROM settled").fetchone()
+            return int(found[0] or 0)
+    except sqlite3.Error:
+        return 0
+
+
+def rate(marks: list[list[float]], low: float, high: float) -> float:
+    """Tasks a second between two parts of the whole."""
+    total = marks[-1][0]
+    within = [mark for mark in marks if low * total <= mark[0] <= high * total]
+    if len(within) < 2 or within[-1][1] == within[0][1]:
+        return 0.0
+    return (within[-1][0] - within[0][0]) / (within[-1][1] - within[0][1])
+
+
+def long_table(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    tasks = options.tasks
+    write_job(folder, JOB, NOBODY, tasks)
+    found: dict[str, Any] = {"tasks": tasks}
+    per_client = {"clients": options.clients, "size": options.size}
+    with master_in(folder) as master:
+        loading = start_load(folder, "exchange", step=max(1, tasks // 200), **per_client)
+        ready = threading.Thread(target=lambda: found.update(ready=master.ready()))
+        ready.start()
+        while not stored(folder):
+            time.sleep(0.01)
+        stored_at = time.monotonic()
+        found["stored"] = stored_at - master.began
+        ready.join()
+        while settled(folder) < tasks // 2 and loading.poll() is None:
+            time.sleep(0.05)
+        found["peak_before"] = master.memory()
+        master.kill()
+    killed_at = time.monotonic()
+    began = master.began
+    with master_in(folder) as master:
+        found["restart"] = master.ready()
+        seen = seen_by(loading)
+        end = time.monotonic()
+        found["peak_after"] = master.memory()
+        master.wait()
+        found["end"] = time.monotonic() - end
+    marks = seen["marks"]
+    before = [mark for mark in marks if mark[1] < killed_at]
+    found |= {
+        "first": seen["first"] - began,
+        "first_before_stored": seen["first"] < stored_at,
+        "back": next((at for _, at in marks if at > killed_at), killed_at) - killed_at,
+        "rate_first": rate(marks, 0, 0.1),
+        "rate_last": rate(marks, 0.9, 1),
+        "rate_before_kill": rate(before, 0.1, 1) if before else 0.0,
+        "lost_connections": seen["lost"],
+    }
+    with (folder / "results.txt").open() as lines:
+        assert next(lines) == "n|output\n"
+        count = 0
+        for count, line in enumerate(lines, 1):
+            assert line == f"{count}|{count}\n", line
+    assert count == tasks, f"{count} results"
+    return found
+
+
+def tell_table(found: dict[str, Any]) -> None:
+    earlier = "before that" if found["first_before_stored"] else "after that"
+    print(
+        f"{found['tasks']} tasks\n"
+        f"  table checked and stored after   {found['stored']:8.2f} s\n"
+        f"  ready after                      {found['ready']:8.2f} s\n"
+        f"  first task given after           {found['first']:8.2f} s, {earlier}\n"
+        f"  rate of the first tenth          {found['rate_first']:8.0f} tasks/s\n"
+        f"  rate of the last tenth           {found['rate_last']:8.0f} tasks/s\n"
+        f"  killed half-way: ready again in  {found['restart']:8.2f} s, results confirmed again "
+        f"{found['back']:.2f} s after the kill\n"
+        f"  peak resident                    {found['peak_before']:8d} MB, "
+        f"{found['peak_after']} MB after the restart\n"
+        f"  from the last answer to the end  {found['end']:8.2f} s"
+    )
+
+
+# --- many clients ----------------------------------------------------------------------------
+
+
+def many_clients(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    clients = options.clients
+    problem = raise_open_files(2 * clients + 200)
+    if problem:
+        raise SystemExit(problem)
+    write_job(folder, HELD, NOBODY, clients)
+    with master_in(folder) as master:
+        master.ready()
+        loading = start_load(folder, "hold", clients=clients, seconds=options.seconds)
+        assert loading.stdout is not None
+        said = loading.stdout.readline()
+        if not said:
+            raise SystemExit(f"the load ended with status {loading.wait()}\n{master.said()}")
+        found: dict[str, Any] = json.loads(said)
+        before, at = master.cpu(), time.monotonic()
+        resident = []
+        while loading.poll() is None:
+            resident.append(master.memory("VmRSS"))
+            share = (master.cpu() - before) / (time.monotonic() - at)
+            time.sleep(0.2)
+        found |= seen_by(loading)
+        found |= {"share": share, "resident": max(resident), "peak": master.memory()}
+        if master.poll() is not None:
+            raise SystemExit(f"the master has ended\n{master.said()}")
+    return found
+
+
+def tell_clients(found: dict[str, Any]) -> None:
+    ping, lag = found["ping"], found["lag"]
+    print(
+        f"{found['clients']} clients, {found['held']} hold a request at the end, "
+        f"{found['over']} were told that their task is over; all began in {found['ramp']:.1f} s\n"
+        f"  master's share of a core   {found['share'] * 100:8.1f} %\n"
+        f"  master's memory            {found['resident']:8d} MB, at its peak {found['peak']} MB\n"
+        f"  requests                   {found['requests'] / found['seconds']:8.0f} /s, "
+        f"pings {found['pings'] / found['seconds']:.0f} /s\n"
+        f"  /ping, median              {ping['median']:8.2f} ms\n"
+        f"  /ping, 99th percentile     {ping['p99']:8.2f} ms (longest {ping['most']:.1f})\n"
+        f"  the load's own delay, 99th {lag['p99']:8.2f} ms (longest {lag['most']:.1f})"
+    )
+
+
+# --- a big result ----------------------------------------------------------------------------
+
+
+def big_result(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    size = options.bytes
+    free = shutil.disk_usage(folder).free
+    if free < 2 * size + (1 << 30):
+        raise SystemExit(
+            f"{folder} has {free // 10**6} MB free, {2 * size // 10**6 + 1074} MB are needed: "
+            "take fewer --bytes or another --folder"
+        )
+    write_job(folder, BIG, NOBODY, 1)
+    with master_in(folder) as master:
+        master.ready()
+        idle = master.memory()
+        before = master.cpu()
+        peak = idle
+        loading = start_load(folder, "big", bytes=size)
+        while loading.poll() is None:
+            peak = max(peak, master.memory())
+            time.sleep(0.05)
+        found = seen_by(loading)
+        posted = time.monotonic()
+        while master.poll() is None:
+            peak = max(peak, master.memory())
+            time.sleep(0.02)
+        cpu = master.wait() - before
+    results = folder / "results.bin"
+    assert results.stat().st_size == size, results.stat().st_size
+    return {**found, "end": time.monotonic() - posted, "idle": idle, "peak": peak, "cpu": cpu}
+
+
+def tell_result(found: dict[str, Any]) -> None:
+    rate = found["bytes"] / found["seconds"] / 1e6
+    print(
+        f"a result of {found['bytes'] / 1e6:.0f} MB: answered with {found['status']}\n"
+        f"  posted and stored in       {found['seconds']:8.1f} s, {rate:.0f} MB/s\n"
+        f"  collected, ended after     {found['end']:8.1f} s\n"
+        f"  master's memory            {found['idle']:8d} MB before, {found['peak']} MB peak\n"
+        f"  master's CPU               {found['cpu']:8.1f} s"
+    )
+
+
+WAYS = {
+    "table": (long_table, tell_table),
+    "clients": (many_clients, tell_clients),
+    "result": (big_result, tell_result),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=WAYS)
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--clients", type=int, default=None, help="table: 4; clients: 10000")
+    parser.add_argument("--size", type=int, default=64, help="table: tasks in one exchange")
+    parser.add_argument("--seconds", type=float, default=30, help="clients: measure so long")
+    parser.add_argument("--bytes", type=int, default=2 * 10**9, help="result: its size")
+    parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.clients is None:
+        options.clients = 10_000 if options.what == "clients" else 4
+    work, tell = WAYS[options.what]
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        machine = about(Path(name))
+        if not options.json:
+            print_about(machine)
+            sys.stdout.flush()
+        found = work(Path(name), options)
+    if options.json:
+        print(json.dumps({"about": machine, **found}))
+    else:
+        tell(found)
+
+
+if __name__ == "__main__":
+    main()
