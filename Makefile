@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test quick simulate lint check-system clean
+.PHONY: demo test quick simulate bench lint check-system clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pexecd run examples/ising/ising.ini --fresh
@@ -21,6 +21,11 @@ quick: $(VENV)/.installed-dev
 SEEDS ?= 20000
 simulate: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+# pexecd beside its peers; BENCH="--rounds 1 --tasks 1000" and the like, see CONTRIBUTING.md.
+BENCH ?=
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m bench.peers $(BENCH)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -46,6 +51,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(VENV)/.installed $@
+
+# Without the peers that cannot be had here; the bench says which.
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

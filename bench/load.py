@@ -36,8 +36,8 @@ SOURCES = 16
 OPENING = 100
 #: Seconds that a master which is gone is waited for.
 PATIENCE = 120.0
-#: Seconds until requests that were all sent at one moment are held.
-SETTLING = 5.0
+#: So many requests that are sent at one moment are held a second later.
+SETTLING = 2000
 
 _HEAD = "Host: master\r\nAccept: application/x-pexec; framing=length\r\n"
 
@@ -351,7 +351,7 @@ class Held:
         # Each must have its task first: a request for another one would take somebody else's.
         for client, waiting in await asyncio.gather(*beginning):
             self._spawn(self._hold(client, waiting))
-        await asyncio.sleep(SETTLING)
+        await asyncio.sleep(1 + self._count / SETTLING)
         steady = time.monotonic()
         self.lags.clear()
         print(json.dumps({"steady": steady, "ramp": steady - begun}), flush=True)
