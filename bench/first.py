@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bench.machine import about, print_about
 from bench.peers import SSH, ssh_is_there, sshd_hosts
-from bench.running import PEXECD, environment, write_job
+from bench.running import PEXECD, end_in_order, environment, write_job
 from tests.system.sshd import Lab
 
 #: The worker says when it ran.
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    end_in_order()
     if options.ssh and (missing := ssh_is_there()):
         sys.exit(missing)
     rounds = []

@@ -20,15 +20,17 @@ import asyncio
 import itertools
 import json
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from bench.machine import raise_open_files
+from bench.running import ROOT, environment
 
 #: Connections come from as many addresses of this computer: one has 28,000 ports.
 SOURCES = 16
@@ -36,6 +38,8 @@ SOURCES = 16
 OPENING = 100
 #: Seconds that a master which is gone is waited for.
 PATIENCE = 120.0
+#: Exit status when the master knows the single requests only.
+NO_EXCHANGE = 3
 #: So many requests that are sent at one moment are held a second later.
 SETTLING = 2000
 
@@ -225,7 +229,7 @@ class Client:
         """Take so many tasks, finish them all, post them and take the next, in one request."""
         connection = await self.begin(slots=2)
         if not self.exchange_path:
-            raise SystemExit(3)
+            raise SystemExit(NO_EXCHANGE)
         request = self.request("POST", self.exchange_path, f"&want={size}")
         head = request[: request.index(b"Content-Length")]
         tasks: list[tuple[bytes, bytes]] = []
@@ -475,11 +479,60 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     return seen.as_json()
 
 
-def command(state: Path, way: str, **options: float) -> list[str]:
-    """What starts a load as a process of its own."""
-    words = ((f"--{name}", str(value)) for name, value in options.items())
-    more: Iterator[str] = itertools.chain.from_iterable(words)
-    return [sys.executable, "-m", "bench.load", str(state), way, *more]
+class Loading:
+    """A load as a process of its own, killed when the block is left.
+
+    Args:
+        state: the master's state folder.
+        way: what it does.
+        options: of the program, without their dashes.
+    """
+
+    def __init__(self, state: Path, way: str, **options: float) -> None:
+        words = ((f"--{name}", str(value)) for name, value in options.items())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.load", str(state), way, *itertools.chain(*words)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.runs():
+            self._process.kill()
+        self._process.communicate()
+
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def line(self) -> dict[str, Any]:
+        """What it prints on its way."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
+        if not said:
+            raise SystemExit(f"the load ended with status {self._process.wait()}")
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def seen(self) -> dict[str, Any]:
+        """Wait for its end: what it has seen; ``{}`` if the master has no exchange."""
+        assert self._process.stdout is not None
+        output = self._process.stdout.read()
+        status = self._process.wait()
+        if status == NO_EXCHANGE:
+            return {}
+        if status:
+            raise SystemExit(f"the load ended with status {status}")
+        found: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return found
 
 
 def main() -> None:

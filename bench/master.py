@@ -19,16 +19,15 @@ import os
 import pstats
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import load
+from bench.load import Loading
 from bench.machine import about, print_about
-from bench.running import NOBODY, ROOT, MasterProcess, environment, write_job
+from bench.running import NOBODY, MasterProcess, end_in_order, write_job
 
 JOB = """\
 [job]
@@ -89,31 +88,26 @@ def measure(row: Row, tasks: int, folder: Path, function: bool, profile: bool) -
             os.kill(master.pid, signal.SIGUSR1)
         before, threads = master.cpu(), master.threads()
         sizes = {"size": row.size} if row.size else {}
-        loading = load.command(folder / "job.pexecd", row.way, clients=row.clients, **sizes)
-        done = subprocess.run(
-            loading, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, check=False
-        )
-        if done.returncode == 3:
+        loading = Loading(folder / "job.pexecd", row.way, clients=row.clients, **sizes)
+        with loading:
+            seen = loading.seen()
+        if not seen:
             return {}
-        if done.returncode:
-            raise SystemExit(f"the load ended with status {done.returncode}\n{master.said()}")
-        total = master.wait() - before
-    seen = json.loads(done.stdout)
+        master.wait()
     expected = ["n|output", *(f"{n}|{n}" for n in range(1, tasks + 1))]
     if (folder / "results.txt").read_text().splitlines() != expected:
         raise SystemExit("the results are not what they should be")
-    parts: dict[str, float] = {"reactor": 0, "journal": 0, "other threads": 0}
-    for thread, (name, used) in json.loads(book.read_text()).items():
+    used = json.loads(book.read_text())
+    total = used["all"] + used["children"] - before
+    parts = {"reactor": 0.0, "journal": 0.0, "other threads": 0.0, "processes": used["children"]}
+    for thread, name, seconds in used["threads"]:
+        spent = seconds - threads.get(thread, 0.0)
         if name == "bench":
-            total -= used
-            continue
-        part = "other threads"
-        if name == "MainThread":
-            part = "reactor"
-        elif "journal" in name:
-            part = "journal"
-        parts[part] += used - threads.get(int(thread), 0.0)
-    parts["processes"] = max(0.0, total - sum(parts.values()))
+            total -= spent
+        elif name == "MainThread":
+            parts["reactor"] += spent
+        else:
+            parts["journal" if "journal" in name else "other threads"] += spent
     return {
         "us": total / tasks * 1e6,
         **{part: seconds / tasks * 1e6 for part, seconds in parts.items()},
@@ -143,6 +137,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    end_in_order()
     rows = [row for row in ROWS if options.rows in row.name]
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

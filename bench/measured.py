@@ -2,9 +2,10 @@
 
     python -m bench.measured BOOK ARGUMENTS OF PEXECD ...
 
-BOOK gets, as JSON, the seconds of each thread with its name. With ``PEXEC_BENCH_PROFILE`` set,
-SIGUSR1 begins a profile of the main thread, which is the reactor's; it is written to
-BOOK.profile at the end.
+BOOK gets, as JSON, the CPU seconds of the process, of its children that have ended, and of each
+thread with its ID and name; the interpreter's own end is left out. With PEXEC_BENCH_PROFILE set,
+SIGUSR1 begins a profile of the main thread, which is the reactor's; it is written to BOOK.profile
+at the end.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import cProfile
 import json
 import os
+import resource
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from bench.running import thread_seconds
@@ -54,8 +57,17 @@ def main() -> None:
         profile.disable()
         over.set()
         look()
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
         book.write_text(
-            json.dumps({thread: [names.get(thread, "?"), used] for thread, used in seconds.items()})
+            json.dumps(
+                {
+                    "all": time.process_time(),
+                    "children": children.ru_utime + children.ru_stime,
+                    "threads": [
+                        [thread, names.get(thread, "?"), used] for thread, used in seconds.items()
+                    ],
+                }
+            )
         )
         if "PEXEC_BENCH_PROFILE" in os.environ:
             profile.dump_stats(f"{book}.profile")

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import about, package, print_about, version
-from bench.running import PEXECD, environment, write_job
+from bench.running import PEXECD, end_in_order, environment, write_job
 from tests.system.sshd import Lab, Sshd
 
 #: Bytes of W4's files: the task's number, filled up with zeros in front.
@@ -522,6 +522,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    end_in_order()
     workloads = options.workloads.split(",")
     if unknown := [one for one in workloads if one not in TITLES]:
         parser.error(f"no such workload: {', '.join(unknown)}")

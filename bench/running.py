@@ -37,6 +37,11 @@ def write_job(folder: Path, job: str, cluster: str, tasks: int) -> None:
         table.writelines(f"{n}\n" for n in range(1, tasks + 1))
 
 
+def end_in_order() -> None:
+    """On SIGTERM, too, end what was started: call it first in a program."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 class MasterProcess:
     """``pexecd run`` in a folder with a job.
 

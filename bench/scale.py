@@ -16,7 +16,6 @@ import argparse
 import json
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,9 +24,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from bench import load
+from bench.load import Loading
 from bench.machine import about, print_about, raise_open_files
-from bench.running import NOBODY, PEXECD, ROOT, MasterProcess, environment, write_job
+from bench.running import NOBODY, PEXECD, MasterProcess, end_in_order, write_job
 
 JOB = """\
 [job]
@@ -38,27 +37,11 @@ command = true $n
 [collect]
 output = table results.txt
 """
+#: A master that was started again waits for clients that it does not know: two pings, at the end.
+LONG = JOB + "[client]\nping = 1\n"
 #: Nothing is given twice, so that clients hold their requests.
 HELD = JOB.replace("[worker]", "duplicates = 1\n[worker]")
 BIG = JOB.replace("table results.txt", "concat results.bin")
-
-
-def start_load(folder: Path, way: str, **options: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        load.command(folder / "job.pexecd", way, **options),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-    )
-
-
-def seen_by(loading: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What a load has printed at its end."""
-    output, _ = loading.communicate()
-    if loading.returncode:
-        raise SystemExit(f"the load ended with status {loading.returncode}")
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
 
 
 def master_in(folder: Path, *arguments: str) -> MasterProcess:
@@ -103,35 +86,34 @@ def rate(marks: list[list[float]], low: float, high: float) -> float:
 
 def long_table(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     tasks = options.tasks
-    write_job(folder, JOB, NOBODY, tasks)
+    write_job(folder, LONG, NOBODY, tasks)
     found: dict[str, Any] = {"tasks": tasks}
-    per_client = {"clients": options.clients, "size": options.size}
-    with master_in(folder) as master:
-        loading = start_load(folder, "exchange", step=max(1, tasks // 200), **per_client)
+    state = folder / "job.pexecd"
+    per_client = {"clients": options.clients, "size": options.size, "step": max(1, tasks // 200)}
+    with master_in(folder) as master, Loading(state, "exchange", **per_client) as loading:
         ready = threading.Thread(target=lambda: found.update(ready=master.ready()))
         ready.start()
-        while not stored(folder):
+        while not stored(folder) and master.poll() is None:
             time.sleep(0.01)
         stored_at = time.monotonic()
         found["stored"] = stored_at - master.began
         ready.join()
-        while settled(folder) < tasks // 2 and loading.poll() is None:
-            time.sleep(0.05)
+        while settled(folder) < tasks // 2 and loading.runs():
+            time.sleep(0.01)
         found["peak_before"] = master.memory()
         master.kill()
-    killed_at = time.monotonic()
-    began = master.began
-    with master_in(folder) as master:
-        found["restart"] = master.ready()
-        seen = seen_by(loading)
-        end = time.monotonic()
-        found["peak_after"] = master.memory()
-        master.wait()
-        found["end"] = time.monotonic() - end
+        killed_at = time.monotonic()
+        with master_in(folder) as again:
+            found["restart"] = again.ready()
+            seen = loading.seen()
+            end = time.monotonic()
+            found["peak_after"] = again.memory()
+            again.wait()
+            found["end"] = time.monotonic() - end
     marks = seen["marks"]
     before = [mark for mark in marks if mark[1] < killed_at]
     found |= {
-        "first": seen["first"] - began,
+        "first": seen["first"] - master.began,
         "first_before_stored": seen["first"] < stored_at,
         "back": next((at for _, at in marks if at > killed_at), killed_at) - killed_at,
         "rate_first": rate(marks, 0, 0.1),
@@ -176,22 +158,19 @@ def many_clients(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     write_job(folder, HELD, NOBODY, clients)
     with master_in(folder) as master:
         master.ready()
-        loading = start_load(folder, "hold", clients=clients, seconds=options.seconds)
-        assert loading.stdout is not None
-        said = loading.stdout.readline()
-        if not said:
-            raise SystemExit(f"the load ended with status {loading.wait()}\n{master.said()}")
-        found: dict[str, Any] = json.loads(said)
-        before, at = master.cpu(), time.monotonic()
-        resident = []
-        while loading.poll() is None:
-            resident.append(master.memory("VmRSS"))
-            share = (master.cpu() - before) / (time.monotonic() - at)
-            time.sleep(0.2)
-        found |= seen_by(loading)
-        found |= {"share": share, "resident": max(resident), "peak": master.memory()}
+        many = {"clients": clients, "seconds": options.seconds, "ping": options.ping}
+        with Loading(folder / "job.pexecd", "hold", **many) as loading:
+            found = loading.line()
+            before, at = master.cpu(), time.monotonic()
+            share, resident = 0.0, []
+            while loading.runs():
+                time.sleep(0.2)
+                resident.append(master.memory("VmRSS"))
+                share = (master.cpu() - before) / (time.monotonic() - at)
+            found |= loading.seen()
         if master.poll() is not None:
             raise SystemExit(f"the master has ended\n{master.said()}")
+        found |= {"share": share, "resident": max(resident), "peak": master.memory()}
     return found
 
 
@@ -227,11 +206,11 @@ def big_result(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         idle = master.memory()
         before = master.cpu()
         peak = idle
-        loading = start_load(folder, "big", bytes=size)
-        while loading.poll() is None:
-            peak = max(peak, master.memory())
-            time.sleep(0.05)
-        found = seen_by(loading)
+        with Loading(folder / "job.pexecd", "big", bytes=size) as loading:
+            while loading.runs():
+                peak = max(peak, master.memory())
+                time.sleep(0.05)
+            found = loading.seen()
         posted = time.monotonic()
         while master.poll() is None:
             peak = max(peak, master.memory())
@@ -267,10 +246,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=None, help="table: 4; clients: 10000")
     parser.add_argument("--size", type=int, default=64, help="table: tasks in one exchange")
     parser.add_argument("--seconds", type=float, default=30, help="clients: measure so long")
+    parser.add_argument("--ping", type=float, default=10, help="clients: seconds between pings")
     parser.add_argument("--bytes", type=int, default=2 * 10**9, help="result: its size")
     parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    end_in_order()
     if options.clients is None:
         options.clients = 10_000 if options.what == "clients" else 4
     work, tell = WAYS[options.what]
