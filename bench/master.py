@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pstats
 import signal
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 from bench.load import Loading
 from bench.machine import about, print_about
+from bench.measured import show_profile
 from bench.running import NOBODY, MasterProcess, end_in_order, write_job
 
 JOB = """\
@@ -118,13 +118,6 @@ def measure(row: Row, tasks: int, folder: Path, function: bool, profile: bool) -
 
 def median(found: list[dict[str, Any]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
-
-
-def show_profile(book: Path) -> None:
-    stats = pstats.Stats(f"{book}.profile")
-    stats.strip_dirs()
-    for order in ("tottime", "cumtime"):
-        stats.sort_stats(order).print_stats(30)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import cProfile
 import json
 import os
+import pstats
 import resource
 import signal
 import sys
@@ -24,6 +25,14 @@ from bench.running import thread_seconds
 
 #: Seconds between two looks at the threads: those of a pool end before the process does.
 LOOK = 0.1
+
+
+def show_profile(book: Path) -> None:
+    """Print what was written beside a book."""
+    stats = pstats.Stats(f"{book}.profile")
+    stats.strip_dirs()
+    for order in ("tottime", "cumtime"):
+        stats.sort_stats(order).print_stats(30)
 
 
 def main() -> None:

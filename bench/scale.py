@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from typing import Any
 
 from bench.load import Loading
 from bench.machine import about, print_about, raise_open_files
+from bench.measured import show_profile
 from bench.running import NOBODY, PEXECD, MasterProcess, end_in_order, write_job
 
 JOB = """\
@@ -44,8 +47,8 @@ HELD = JOB.replace("[worker]", "duplicates = 1\n[worker]")
 BIG = JOB.replace("table results.txt", "concat results.bin")
 
 
-def master_in(folder: Path, *arguments: str) -> MasterProcess:
-    return MasterProcess(folder, "run", "job.ini", *arguments, command=PEXECD)
+def master_in(folder: Path) -> MasterProcess:
+    return MasterProcess(folder, "run", "job.ini")
 
 
 # --- a long table ----------------------------------------------------------------------------
@@ -156,11 +159,16 @@ def many_clients(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     if problem:
         raise SystemExit(problem)
     write_job(folder, HELD, NOBODY, clients)
-    with master_in(folder) as master:
+    book = folder / "book"
+    profiled = [sys.executable, "-m", "bench.measured", str(book)] if options.profile else PEXECD
+    more = {"PEXEC_BENCH_PROFILE": "1"} if options.profile else {}
+    with MasterProcess(folder, "run", "job.ini", command=profiled, **more) as master:
         master.ready()
         many = {"clients": clients, "seconds": options.seconds, "ping": options.ping}
         with Loading(folder / "job.pexecd", "hold", **many) as loading:
             found = loading.line()
+            if options.profile:
+                os.kill(master.pid, signal.SIGUSR1)
             before, at = master.cpu(), time.monotonic()
             share, resident = 0.0, []
             while loading.runs():
@@ -171,6 +179,10 @@ def many_clients(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if master.poll() is not None:
             raise SystemExit(f"the master has ended\n{master.said()}")
         found |= {"share": share, "resident": max(resident), "peak": master.memory()}
+        if options.profile:
+            os.kill(master.pid, signal.SIGINT)
+            master.wait(130)
+            show_profile(book)
     return found
 
 
@@ -247,6 +259,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="table: tasks in one exchange")
     parser.add_argument("--seconds", type=float, default=30, help="clients: measure so long")
     parser.add_argument("--ping", type=float, default=10, help="clients: seconds between pings")
+    parser.add_argument("--profile", action="store_true", help="clients: of the reactor's thread")
     parser.add_argument("--bytes", type=int, default=2 * 10**9, help="result: its size")
     parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
     parser.add_argument("--json", action="store_true")
