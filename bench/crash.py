@@ -1,6 +1,6 @@
 """What a kill -9 of the coordinator costs, half-way through: W6 of the peers' table.
 
-    python bench/crash.py [--tasks 2000]
+    python -m bench.crash [--tasks 2000]
 
 N tasks of 0.02 s on two slots; each appends its number to a file when it begins, so runs can be
 counted. The coordinator is killed when half of them have begun, then the same command goes on.

@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.machine import about, print_about
-from bench.peers import SSH, ssh_is_there, sshd_hosts
+from bench.peers import SSH, ssh_is_there, sshd_hosts, stop
 from bench.running import PEXECD, end_in_order, environment, write_job
 from tests.system.sshd import Lab
 
@@ -76,10 +76,13 @@ def run(folder: Path) -> tuple[float, Story]:
     reading = threading.Thread(target=read)
     reading.start()
     first = 0.0
-    while process.poll() is None:
-        if not first and results.exists() and results.read_bytes().count(b"\n") == 2:
-            first = now()
-        time.sleep(0.0005)
+    try:
+        while process.poll() is None:
+            if not first and results.exists() and results.read_bytes().count(b"\n") == 2:
+                first = now()
+            time.sleep(0.0005)
+    finally:
+        stop(process)
     story.append((now(), "THE COMMAND HAS ENDED"))
     reading.join()
     if process.returncode or not results.exists():

@@ -40,8 +40,6 @@ OPENING = 100
 PATIENCE = 120.0
 #: Exit status when the master knows the single requests only.
 NO_EXCHANGE = 3
-#: So many requests that are sent at one moment are held a second later.
-SETTLING = 2000
 
 _HEAD = "Host: master\r\nAccept: application/x-pexec; framing=length\r\n"
 
@@ -355,7 +353,7 @@ class Held:
         # Each must have its task first: a request for another one would take somebody else's.
         for client, waiting in await asyncio.gather(*beginning):
             self._spawn(self._hold(client, waiting))
-        await asyncio.sleep(1 + self._count / SETTLING)
+        await asyncio.sleep(self._ping + 1)
         steady = time.monotonic()
         self.lags.clear()
         print(json.dumps({"steady": steady, "ramp": steady - begun}), flush=True)
@@ -392,15 +390,19 @@ class Held:
         self._spawn(self._pings(client, pinging, task[0]))
         return client, waiting
 
+    def _turn(self, client: Client) -> float:
+        """Seconds of delay, spread over a gap between pings: not all were started at once."""
+        return self._ping * (client.number % 997) / 997
+
     async def _hold(self, client: Client, connection: Connection) -> None:
+        await asyncio.sleep(self._turn(client))
         self._held += 1
         await client.take(connection)
         self._held -= 1  # it should never come
 
     async def _pings(self, client: Client, connection: Connection, ticket: bytes) -> None:
         request = client.request("GET", "/ping", f"&ticket={ticket.decode()}")
-        # spread over the time between two pings, as clients that were not started at once
-        await asyncio.sleep(self._ping * (client.number % 997) / 997)
+        await asyncio.sleep(self._turn(client))
         while True:
             asked = time.monotonic()
             connection, answer = await client.call(connection, request)

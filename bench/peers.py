@@ -12,7 +12,8 @@ what a kill -9 costs, is bench/crash.py.)
 A peer that is not installed is left out with a word. Every result is checked in every round. All
 times are from the command to its end, pexecd's start-up included; the start-up of frameworks (dask,
 hyperqueue) is taken off and shown apart. Slow peers get a fifth of the tasks, over SSH a twentieth.
-Ratios are to xargs in the same round. xargs, pexec and hyperqueue keep no books.
+Ratios are to xargs in the same round (S2: to pexecd's W2). xargs, GNU pexec and hyperqueue keep no
+books.
 
 --slow-fsync MS adds pexecd with every fsync and fdatasync of the master so much slower, all its
 threads included; clients and workers are spared (the client syncs nothing).
@@ -24,7 +25,9 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -95,7 +98,7 @@ class Place:
 
     folder: Path
     tasks: int
-    #: Of pexecd's state folder: of one that is slow, say.
+    #: Variables of the environment.
     more: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -118,6 +121,16 @@ class Place:
                 raise WrongResultError(f"{path}: is not what the task wrote")
 
 
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End what still runs when a bench is broken off: pexecd ends its clients, too."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
 def timed(command: str | list[str], place: Place, until: Callable[[], bool] | None = None) -> Run:
     """Run a command in its folder to the end, which must be a success.
 
@@ -138,19 +151,19 @@ def timed(command: str | list[str], place: Place, until: Callable[[], bool] | No
             stdout=subprocess.DEVNULL,
             stderr=err,
         )
-        first = 0.0
-        while until is not None and process.poll() is None:
-            if until():
-                first = time.monotonic() - began
-                break
-            time.sleep(0.0005)
-        # Popen would do without the usage
-        if process.returncode is None:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            cpu = usage.ru_utime + usage.ru_stime
-        else:
-            cpu = 0.0
+        first = cpu = 0.0
+        try:
+            while until is not None and process.poll() is None:
+                if until():
+                    first = time.monotonic() - began
+                    break
+                time.sleep(0.0005)
+            if process.returncode is None:  # Popen would wait without the usage
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                cpu = usage.ru_utime + usage.ru_stime
+        finally:
+            stop(process)
         seconds = time.monotonic() - began
     if process.returncode:
         said = (place.folder / "err").read_text(errors="replace")[-3000:]
@@ -234,7 +247,7 @@ def framework(name: str) -> dict[str, Way]:
             words = [*command, str(place.tasks), str(place.folder)]
             said = place.folder / "said"
             began = time.monotonic()
-            done = timed('exec "$@" > said'.replace('"$@"', " ".join(words)), place)
+            done = timed(f"exec {shlex.join(words)} > said", place)
             seen = json.loads(said.read_text().splitlines()[-1])
             done.startup = done.seconds - seen["work"]
             done.first = seen["first"] - began
@@ -449,7 +462,7 @@ def one_run(peer: Peer, workload: str, tasks: int, folder: Path | None) -> Run:
         return peer.ways[workload](place)
 
 
-#: By workload and peer, a run for each round; the first one of a workload is what ratios are to.
+#: By workload and peer, a run for each round.
 Found = dict[str, dict[str, list[Run]]]
 
 
@@ -469,28 +482,39 @@ TITLES = {
 }
 
 
+def of_base(workload: str, runs: list[Run], found: Found) -> str:
+    """The median of the ratios to what is compared with, in the same round."""
+    base = found.get("W2", {}).get("pexecd") if workload == "S2" else found[workload].get("xargs")
+    if base is None or workload.endswith("5"):
+        return ""
+    other = "W2" if workload == "S2" else workload
+    pairs = zip(runs, base, strict=False)
+    ratios = [one.figure(workload) / two.figure(other) for one, two in pairs]
+    return f"{statistics.median(ratios):.3f}"
+
+
 def print_table(found: Found) -> None:
     """A table for each workload, which Markdown understands."""
     for workload, rows in found.items():
         digits = 0 if workload in ("W1", "W2", "W4", "S2") else 3
+        here = workload[0] == "W" and workload != "W5"  # not the CPU of other hosts
+        base = "of pexecd here (W2)" if workload == "S2" else "of xargs"
         print(f"\n**{workload}** {TITLES[workload]}\n")
-        print("| | median (min-max) | of xargs | CPU s / 1000 | start-up s | tasks |")
+        print(f"| | median (min-max) | {base} | CPU s / 1000 | start-up s | tasks |")
         print("|---|---|---|---|---|---|")
-        base = rows.get("xargs")
         for name, runs in rows.items():
-            figures = [run.figure(workload) for run in runs]
-            ratio = ""
-            if base is not None:
-                pairs = zip(runs, base, strict=False)
-                ratios = [one.figure(workload) / two.figure(workload) for one, two in pairs]
-                ratio = f"{statistics.median(ratios):.3f}"
+            figures = spread([run.figure(workload) for run in runs], digits)
             startup = statistics.median(run.startup for run in runs)
             cpu = statistics.median(run.cpu / run.tasks * 1000 for run in runs)
-            print(
-                f"| {name} | {spread(figures, digits)} | {ratio} | "
-                f"{'' if workload[1] == '5' or workload[0] == 'S' else f'{cpu:.2f}'} | "
-                f"{f'{startup:.2f}' if startup else ''} | {runs[0].tasks} |"
-            )
+            cells = [
+                name,
+                figures,
+                of_base(workload, runs, found),
+                f"{cpu:.2f}" if here else "",
+                f"{startup:.2f}" if startup else "",
+                str(runs[0].tasks),
+            ]
+            print(f"| {' | '.join(cells)} |")
 
 
 def as_json(found: Found) -> dict[str, Any]:
