@@ -15,7 +15,7 @@ pipe that signals are told through) or a timer; nothing is polled, but for the o
 other hosts may change, the worker's ``.lock``.
 
   Loop        the selector, the timers, the signals
-  Exchange    a request and its answer, HTTP/1.1, not blocking; Http keeps connections
+  Request     a request and its answer, HTTP/1.1, not blocking; Http keeps connections
   TaskReader  the body of a task, read as it comes, inputs straight to disk
   Executable  the worker: shared copy, ``.lock``, own hard link
   Guard       a shell that outlives us for a moment if we are killed, to end the workers;
@@ -504,7 +504,7 @@ class Response(Parser):
         return "status %d%s" % (self.status, ": " + line if line else "")
 
 
-class Exchange:
+class Request:
     """One request and its answer: ``done(response)`` is called once, never from within the call.
 
     ``make_body`` makes the ``Body``; it is called again where a kept connection turns out to
@@ -649,7 +649,7 @@ class Exchange:
 
 
 class Http:
-    """All exchanges with the server, and the connections that are kept for the next."""
+    """All requests to the server, and the connections that are kept for the next."""
 
     IDLE_LONGEST = 30.0  # seconds; servers and routers forget connections after a while
 
@@ -660,12 +660,12 @@ class Http:
         self._kept = {}  # socket -> since when
 
     def send(self, method, target, done, make_body=Body, sink=None, limit=ANSWER_LIMIT):
-        exchange = Exchange(self, method, target, make_body, limit, sink, done)
-        self.running.add(exchange)
-        return exchange
+        request = Request(self, method, target, make_body, limit, sink, done)
+        self.running.add(request)
+        return request
 
     def keep(self, sock):
-        """An exchange is over, and its connection is good for another."""
+        """A request is over, and its connection is good for another."""
         self._kept[sock] = time.monotonic()
         # whatever comes while it is idle is its end, or nonsense
         self.loop.watch(sock, selectors.EVENT_READ, lambda _mask: self._forget(sock))
@@ -684,8 +684,8 @@ class Http:
         sock.close()
 
     def close(self):
-        for exchange in list(self.running):
-            exchange.cancel()
+        for request in list(self.running):
+            request.cancel()
         for sock in list(self._kept):
             self._forget(sock)
 
