@@ -78,16 +78,18 @@ if sys.version_info < (3, 6):
     sys.exit(EXIT_PYTHON)
 
 import argparse
+import collections
 import errno
 import fcntl
-import functools
 import hashlib
+import heapq
+import io
 import itertools
 import json
+import math
 import os
 import random
 import re
-import sched
 import select
 import selectors
 import shlex
@@ -103,7 +105,12 @@ import urllib.parse
 CHUNK = 256 * 1024  # bytes read or sent at once; the memory a transfer needs
 LINE_MOST = 4 * 1024 * 1024  # bytes of a line in a task; argument lists end at 2 MiB
 STDERR_TAIL = 4096  # bytes of standard error that go with a failure
+INLINE_MOST = 16384  # bytes of a result that is kept in memory and told in an exchange
 TIMEOUT_NONE = 31536000  # a Timeout that means: no limit
+KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
+# Large results that may be on their way beside one for each slot: they cover the time that the
+# server's disk takes, some tens of milliseconds, while workers go on.
+POSTS_BESIDE = 8
 STOP_GRACE = 2.0  # seconds from TERM to KILL, and for last reports
 CONNECT_LIMIT = 10.0  # seconds for one address
 ANSWER_LIMIT = 60.0  # seconds without a byte in either direction
@@ -117,6 +124,9 @@ ANNOUNCE = "application/x-pexec; framing=length"
 MASTERS_STATUSES = (200, 204, 205, 400, 403, 404, 405, 413, 415, 503)
 
 OWN_FILE = os.path.abspath(__file__)
+DEFAULT_PATH = os.fsencode(os.defpath)
+STREAMS = (b"stdout", b"stderr")  # as a result's file
+UNSENT = "unsent"  # entries of an exchange that the server did not confirm
 BEGIN = b"--begin content--"
 END = b"--end content--"
 
@@ -190,8 +200,7 @@ class Loop:
 
     def __init__(self):
         self._selector = selectors.DefaultSelector()
-        # it would sleep for 0 s after every timer, which gives the processor away
-        self._timers = sched.scheduler(time.monotonic, lambda _seconds: None)
+        self._timers = []  # a heap of [when, number, function or None, arguments]
         self._number = itertools.count()
         self._signals = {}
         self._running = False
@@ -206,24 +215,24 @@ class Loop:
         key = self._selector.get_map().get(sock)
         if key is None:
             if mask:
-                self._selector.register(sock, mask, function)
+                self._selector.register(sock, mask, [function])
         elif not mask:
+            key.data[0] = None
             self._selector.unregister(sock)
-        elif key.events != mask or key.data != function:
-            self._selector.modify(sock, mask, function)
+        else:
+            key.data[0] = function
+            if key.events != mask:
+                self._selector.modify(sock, mask, key.data)
 
     def later(self, delay, function, *args):
         """Call a function in ``delay`` seconds; the result is for ``cancel``."""
-        # a priority of its own for each: some Pythons tell timers apart by that alone
-        when = time.monotonic() + delay
-        return self._timers.enterabs(when, next(self._number), function, args)
+        timer = [time.monotonic() + delay, next(self._number), function, args]
+        heapq.heappush(self._timers, timer)
+        return timer
 
     def cancel(self, timer):
         if timer is not None:
-            try:
-                self._timers.cancel(timer)
-            except ValueError:
-                pass
+            timer[2] = None  # it is dropped when its time has come
 
     def on_signal(self, number, function):
         """Call ``function(number)`` from the loop after that signal."""
@@ -237,11 +246,23 @@ class Loop:
     def run(self):
         self._running = True
         while self._running:
-            wait = self._timers.run(blocking=False)
+            wait = self._run_timers()
             for key, mask in self._selector.select(wait) if self._running else ():
-                # one callback may have closed the socket of the next
-                if self._selector.get_map().get(key.fd) is key:
-                    key.data(mask)
+                function = key.data[0]
+                if function:  # one callback may have closed the socket of the next
+                    function(mask)
+
+    def _run_timers(self):
+        """Call what is due; the seconds until the next, or None."""
+        timers = self._timers
+        while timers:
+            wait = timers[0][0] - time.monotonic()
+            if wait > 0 and timers[0][2]:
+                return wait
+            _, _, function, args = heapq.heappop(timers)
+            if function:
+                function(*args)
+        return None
 
     def stop(self):
         """Leave ``run`` after this callback."""
@@ -696,6 +717,11 @@ class Http:
 class Task:
     """A task as it was told; names and contents are bytes, as on the wire."""
 
+    __slots__ = (
+        *("ticket", "number", "timeout", "command", "environment", "inputs", "results"),
+        *("error", "since"),
+    )
+
     def __init__(self):
         self.ticket = ""
         self.number = ""
@@ -704,6 +730,14 @@ class Task:
         self.environment = []  # (name, value)
         self.inputs = []  # [file, what ``spool`` made]
         self.results = []  # (result name, file)
+        self.error = None  # why it cannot be run
+        self.since = time.monotonic()  # it waits here
+
+    def discard(self):
+        """Remove the files of inputs that are still where they were spooled."""
+        for _, content in self.inputs:
+            quietly(content.close)
+            quietly(os.unlink, content.name)
 
 
 class TaskReader(Parser):
@@ -715,8 +749,11 @@ class TaskReader(Parser):
     def __init__(self, spool):
         self.task = Task()
         self._spool = spool
-        self._spooled = []
         self._error = None
+        self._section = b""
+        self._keys = {}
+        self._content = None
+        self._length = None
         super().__init__()
 
     def _go_on(self):
@@ -728,12 +765,6 @@ class TaskReader(Parser):
         if self.done:
             self._buffer.clear()
 
-    def discard(self):
-        """Remove the files of inputs that are still where they were spooled."""
-        for file in self._spooled:
-            quietly(file.close)
-            quietly(os.unlink, file.name)
-
     def finish(self):
         """All has come: the task. ``ValueError``: it is wrong; ``OSError``: no room for it."""
         self.end()
@@ -743,65 +774,96 @@ class TaskReader(Parser):
             raise ValueError("the task lacks its ticket, command or results")
         return self.task
 
+    def result(self):
+        """All has come: the task, with ``error`` where it is wrong."""
+        try:
+            return self.finish()
+        except (OSError, ValueError) as error:
+            self.task.error = error
+            return self.task
+
+    def take_whole(self, data):
+        """The whole body at once; the same as ``feed``, faster where no content is in it."""
+        if BEGIN in data:
+            self.feed(data)
+            return
+        try:
+            for line in data.split(b"\n"):
+                self._take(line)
+            self._end_section()
+        except ValueError as error:
+            self._error = error
+        self.done = True
+
     def _parse(self):
         yield
-        section, keys, content, length = b"", {}, None, None
         while True:
             line = yield from self._line(LINE_MOST)
-            word = (line or b"").strip()
-            if line is None or word.startswith(b"["):
-                self._end_section(section, keys, content)
-                section, keys, content, length = word, {}, None, None
-                if line is None:
-                    return
-            elif line.rstrip(b"\r") == BEGIN:
-                if section != b"[Input]" or content is not None:
-                    raise ValueError("a content that belongs to nothing")
-                content = self._spool()
-                self._spooled.append(content)
-                with content:
-                    if length is None:
-                        yield from self._read_until_end(content.write, line.endswith(b"\r"))
-                    else:
-                        yield from self._read_length(content.write, natural(length.strip()))
-            elif word:
-                key, equals, value = line.partition(b"=")
-                key = key.strip()
-                if not equals:
-                    raise ValueError("a line that is no Key=Value")
-                if key == b"Length":
-                    length = value
-                elif section:
-                    keys[key] = value.strip()
-                else:
-                    self._pair(key, value)
+            if line is None:
+                self._end_section()
+                return
+            if line.rstrip(b"\r") == BEGIN:
+                yield from self._take_content(line.endswith(b"\r"))
+            else:
+                self._take(line)
+
+    def _take(self, line):
+        word = line.strip()
+        if word.startswith(b"["):
+            self._end_section()
+            self._section = word
+        elif word:
+            key, equals, value = line.partition(b"=")
+            key = key.strip()
+            if not equals:
+                raise ValueError("a line that is no Key=Value")
+            if key == b"Length":
+                self._length = value
+            elif self._section:
+                self._keys[key] = value.strip()
+            else:
+                self._pair(key, value)
+
+    def _take_content(self, with_cr):
+        if self._section != b"[Input]" or self._content is not None:
+            raise ValueError("a content that belongs to nothing")
+        content = self._content = self._spool()
+        # the name comes before or after it; discard() must know of it in any case
+        self.task.inputs.append([None, content])
+        with content:
+            if self._length is None:
+                yield from self._read_until_end(content.write, with_cr)
+            else:
+                yield from self._read_length(content.write, natural(self._length.strip()))
 
     def _pair(self, key, value):
         task = self.task
-        word = value.strip().decode("latin-1")
+        word = value.strip()
         if key == b"Ticket":
-            task.ticket = word
+            task.ticket = word.decode("latin-1")
         elif key == b"Task":
-            task.number = word
+            task.number = word.decode("latin-1")
         elif key == b"Timeout":
             task.timeout = int(word)
         elif key == b"CommandLine":
-            task.command = value.strip()
+            task.command = word
         elif key == b"Environment":
             name, _, text = value.lstrip().rstrip(b"\r").partition(b"=")
             task.environment.append((name, text))
 
-    def _end_section(self, section, keys, content):
+    def _end_section(self):
+        section, keys = self._section, self._keys
         if section == b"[Input]":
-            if not keys.get(b"File") or content is None:
+            if not keys.get(b"File") or self._content is None:
                 raise ValueError("an input lacks its file or content")
-            self.task.inputs.append((keys[b"File"], content))
+            self.task.inputs[-1][0] = keys[b"File"]
         elif section == b"[Result]":
             if not keys.get(b"Name") or not keys.get(b"File"):
                 raise ValueError("a result lacks its name or file")
             self.task.results.append((keys[b"Name"], keys[b"File"]))
         elif section:
             raise ValueError("an unknown section " + section[:40].decode("latin-1"))
+        self._section, self._keys, self._content, self._length = b"", {}, None, None
 
     def _read_length(self, write, length):
         yield from self._copy(length, write)
@@ -836,6 +898,56 @@ class TaskReader(Parser):
             within = False
 
 
+class AnswerReader(Parser):
+    """The answer to an exchange."""
+
+    WHOLE = 65536  # bytes of a task that is read at once; a longer one goes through as it comes
+
+    def __init__(self, spool):
+        self.tasks = []
+        self.over = []  # tickets
+        self.none = False
+        self.no_more = False
+        self._spool = spool
+        super().__init__()
+
+    def _parse(self):
+        yield
+        while True:
+            line = yield from self._line()
+            if line is None:
+                return
+            word, _, rest = line.strip().partition(b" ")
+            if word == b"task":
+                yield from self._read_task(natural(rest))
+            elif word == b"over":
+                self.over.append(rest.decode("latin-1"))
+            elif word == b"none":
+                self.none = True
+            elif word == b"end":
+                self.no_more = True
+            else:
+                raise ValueError("that is no answer to an exchange")
+
+    def _read_task(self, length):
+        reader = TaskReader(self._spool)
+        try:
+            if length > self.WHOLE:
+                yield from self._copy(length, reader.feed)
+            else:
+                while len(self._buffer) < length:
+                    if self._ended:
+                        raise ValueError("it breaks off")
+                    yield
+                reader.take_whole(self._cut(length))
+            if (yield from self._line()) is None:
+                raise ValueError("it breaks off")
+        except BaseException:  # also where nobody reads on
+            reader.task.discard()
+            raise
+        self.tasks.append(reader.result())
+
+
 def read_pairs(data):
     """``Key=Value`` lines as a list of pairs; other lines do not count."""
     lines = [line.partition("=") for line in to_text(data).split("\n")]
@@ -852,12 +964,9 @@ CLOSING = b"\n%s\n" % END
 
 def failure_body(failure, stderr):
     """The body of /failed: key-value pairs, then the tail of standard error, or None."""
-    body = Body()
     lines = ["%s=%s\n" % (key, " ".join(str(value).split())) for key, value in failure]
-    body.add(to_bytes("".join(lines)))
-    if stderr is not None:
-        body.add(opening(len(stderr)) + stderr + CLOSING)
-    return body
+    tail = b"" if stderr is None else opening(len(stderr)) + stderr + CLOSING
+    return to_bytes("".join(lines)) + tail
 
 
 # --- files --------------------------------------------------------------------------------
@@ -1125,95 +1234,6 @@ class Guard:
         self._process.wait()
 
 
-class Record:
-    """The files of one ticket in a client's folder, all named by session and ticket.
-
-    ``data`` is what the ``.json`` file says once the worker has ended: ``ticket``, and
-    ``seconds`` and ``results``, or ``failure``: what is to be posted.
-    """
-
-    def __init__(self, folder, name, data):
-        self.folder = folder
-        self.base = os.path.join(folder, name)
-        self.data = data
-        self.ticket = data["ticket"]
-
-    @staticmethod
-    def load_all(folder):
-        records = []
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".json"):
-                try:
-                    with open(os.path.join(folder, name), "rb") as file:
-                        data = json.loads(file.read().decode("ascii"))
-                    records.append(Record(folder, name[:-5], data))
-                except (OSError, ValueError, KeyError) as error:
-                    log("cannot read the record %s: %s", name, error)
-        return records
-
-    def save(self):
-        """Put ``data`` on disk; if it cannot be, go on."""
-        try:
-            with open(self.base + ".json", "wb") as file:
-                file.write(json.dumps(self.data).encode("ascii"))
-        except OSError as error:
-            log("cannot record ticket %s: %s", self.ticket, error)
-
-    def open_result(self, path):
-        """A result's file, open, and its size; ``OSError`` where there is none."""
-        if path in (b"stdout", b"stderr"):
-            return open_regular(self.base + (".out" if path == b"stdout" else ".err"))
-        return open_below(self.base, path)
-
-    def results_body(self):
-        """The body of /complete. ``OSError``: one is gone, and the next try is to say so."""
-        body = Body()
-        try:
-            for name, path in self.data["results"]:
-                file, size = self.open_result(to_bytes(path))
-                body.add(b"[Result]\nName=%s\n%s" % (to_bytes(name), opening(size)))
-                body.add_file(file, size)
-                body.add(CLOSING)
-        except OSError as error:
-            body.close()
-            reason = "a result is gone: %s" % error.strerror
-            self.data["failure"] = [("Kind", "missing"), ("Reason", reason)]
-            raise
-        return body
-
-    def failure_body(self):
-        """The body of /failed."""
-        failure = self.data["failure"]
-        ran = dict(failure)["Kind"] not in ("start", "refused")
-        return failure_body(failure, self._stderr_tail() if ran else None)
-
-    def _stderr_tail(self):
-        try:
-            file, size = open_regular(self.base + ".err")
-            with file:
-                file.seek(max(0, size - STDERR_TAIL))
-                return file.read(STDERR_TAIL)
-        except OSError:
-            return b""
-
-    def remove(self):
-        """Remove all files of the ticket; the record first, it would have them posted."""
-        for ending in (".json", ".in", ".out", ".err"):
-            quietly(os.unlink, self.base + ending)
-        remove_tree(self.base)
-
-    def keep(self, folder):
-        place = os.path.join(folder, plain(self.ticket))
-        try:
-            os.makedirs(place, 0o700)
-        except OSError as error:
-            log("cannot keep the folder of ticket %s: %s", self.ticket, error)
-            return
-        names = {"": "folder", ".in": "stdin", ".out": "stdout", ".err": "stderr"}
-        for ending, name in names.items():
-            quietly(os.rename, self.base + ending, os.path.join(place, name))
-
-
 # --- the worker's executable --------------------------------------------------------------
 
 
@@ -1364,173 +1384,149 @@ class Executable:
             pass  # not there, or just removed by another
 
 
-# --- tickets ------------------------------------------------------------------------------
+# --- what became of tickets ---------------------------------------------------------------
 
 
-class Run:
-    """One ticket while its worker runs. ``ended(run, failure)`` says when it has ended."""
+class Outcome:
+    """What became of one ticket, in memory: an entry of an exchange, or a request of its own."""
 
-    def __init__(self, client, task, record, slot, ended):
-        self.ticket = task.ticket
-        self.record = record
-        self.slot = slot
-        self.over = False  # nobody wants its result any more
-        self._task = task
-        self._client = client
-        self._loop = client.loop
-        self._ended = ended
-        self.group = 0
-        self._process = None
-        self._started = 0.0
-        self._timed_out = False
-        self._stopped = False
-        self._timer = None
+    __slots__ = ("ticket", "seconds", "body", "since", "lasting", "kept")
 
-    def start(self):
-        """Put the inputs into place and start the worker.
+    def __init__(self, ticket, seconds, body, lasting=True):
+        self.ticket = ticket
+        self.seconds = seconds  # how long the worker ran, or None: it has failed
+        self.body = body  # of /complete or /failed
+        self.since = time.monotonic()
+        self.lasting = lasting  # worth telling by the next client, too
+        self.kept = False  # it is on disk, too
 
-        ``ValueError``: the task asks for what must not be done. ``OSError``: it cannot be.
-        """
-        folder = self.record.base
-        os.mkdir(folder, 0o700)
-        stdin = os.devnull
-        for file, content in self._task.inputs:
-            if file == b"stdin":
-                stdin = self.record.base + ".in"
-                os.rename(content.name, stdin)
-            else:
-                put_below(folder, file, content.name)
-        wanted = [file for _, file in self._task.results]
-        for file in wanted:
-            inner_path(file)
-        # bytes: whatever the locale is, the worker gets what the server sent
-        words = [to_bytes(word) for word in shlex.split(to_text(self._task.command))]
-        if not words:
-            raise ValueError("an empty command")
-        executable = self._client.executable
-        if executable and words[0] == os.fsencode(executable.name):
-            words[0] = os.fsencode(executable.link)
-        out = self.record.base + ".out" if b"stdout" in wanted else os.devnull
-        err = self.record.base + ".err"
-        with open(stdin, "rb") as stream, open(out, "wb") as output, open(err, "wb") as errors:
-            self._process = subprocess.Popen(
-                words,
-                stdin=stream,
-                stdout=output,
-                stderr=errors,
-                cwd=folder,
-                env=self._environment(),
-                start_new_session=True,
-            )
-        self._started = time.monotonic()
-        self.group = self._process.pid
-        if self._client.nice:
-            # the group, because the worker may have children already
-            nice = os.getpriority(os.PRIO_PROCESS, 0) + self._client.nice
-            quietly(os.setpriority, os.PRIO_PGRP, self.group, min(nice, 19))
-        if 0 < self._task.timeout < TIMEOUT_NONE:
-            self._timer = self._loop.later(self._task.timeout, self._time_out)
-
-    def _environment(self):
-        client = self._client
-        environment = dict(client.environment)
-        environment.update(self._task.environment)
-        own = {
-            "PEXEC_SESSION": client.public,
-            "PEXEC_TASK": self._task.number,
-            "PEXEC_TICKET": self.ticket,
-            "PEXEC_SLOT": "%d" % self.slot,
-            "PEXEC_HOST": client.host,
-        }
-        for name, value in own.items():
-            environment[to_bytes(name)] = to_bytes(value)
-        environment[b"PEXEC_FOLDER"] = os.fsencode(self.record.base)
-        if client.executable:
-            # with ``shell = yes`` the shell looks for the worker
-            path = environment.get(b"PATH", os.fsencode(os.defpath))
-            own_place = os.fsencode(os.path.dirname(client.executable.link))
-            environment[b"PATH"] = own_place + b":" + path
-        return environment
-
-    def _time_out(self):
-        self._timed_out = True
-        self.stop()
-
-    def stop(self):
-        """TERM for the group, KILL two seconds later."""
-        self._stopped = True
-        self._signal(signal.SIGTERM)
-        self._loop.cancel(self._timer)
-        self._timer = self._loop.later(STOP_GRACE, self.kill)
-
-    def kill(self):
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number):
-        try:
-            os.killpg(self.group, number)
-        except (ProcessLookupError, PermissionError):
-            pass  # it is gone; macOS says EPERM for a group of zombies
-
-    def poll(self):
-        """After SIGCHLD: is it over?"""
-        status = self._process.poll()
-        if status is None:
-            return
-        self.kill()  # what the worker left running
-        if self._stopped and self._client.lives():  # else the guard does it for all
-            kill_left(self.record.base)  # groups of their own, as timeout(1) makes one
-        self._loop.cancel(self._timer)
-        self.record.data["seconds"] = round(time.monotonic() - self._started, 3)
-        results = [[to_text(name), to_text(file)] for name, file in self._task.results]
-        self.record.data["results"] = results
-        self._ended(self, self._judge(status))
-
-    def wait(self):
-        """After a KILL: until it is gone."""
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            log("ticket %s: the worker cannot be killed", self.ticket)
-
-    def _judge(self, status):
-        """What failed, as pairs for /failed, or None."""
-        if self._timed_out:
-            kind, reason = "timeout", "timed out, stopped after %d s" % self._task.timeout
-        elif status < 0:
-            kind, reason = "signal", "killed by signal %d" % -status
-        elif status:
-            kind, reason = "exit", "exit status %d" % status
+    def entry(self):
+        if self.seconds is None:
+            head = b"failed %s %d\n" % (to_bytes(self.ticket), len(self.body))
         else:
-            kind, reason = "missing", self._missing()
-        if self._full():
-            # also where the worker noticed nothing: its results may be cut off
-            reason = (reason + "; " if reason else "") + "no space left on the host's disk"
-        if not reason:
-            return None
-        how = ("Signal", -status) if status < 0 else ("Exit", status)
-        seconds = self.record.data["seconds"]
-        return [("Kind", kind), ("Reason", reason), how, ("Seconds", seconds)]
+            head = b"complete %s %.3f %d\n" % (to_bytes(self.ticket), self.seconds, len(self.body))
+        return b"%s%s\n" % (head, self.body)
 
-    def _full(self):
-        room = quietly(os.statvfs, os.path.dirname(self.record.base))
-        return room is not None and room.f_blocks and not room.f_bavail
+    def request(self):
+        """Path, query and body of a request of its own."""
+        query = [("ticket", self.ticket)]
+        if self.seconds is None:
+            return "/failed", query, self.make_body
+        return "/complete", [*query, ("seconds", "%.3f" % self.seconds)], self.make_body
 
-    def _missing(self):
-        for name, file in self._task.results:
-            try:
-                self.record.open_result(file)[0].close()
-            except OSError as error:
-                name, file = to_text(name), to_text(file)
-                return "result %s: %s: %s" % (name, file, error.strerror)
-        return ""
+    def make_body(self):
+        body = Body()
+        body.add(self.body)
+        return body
+
+    def remove(self):
+        """Nothing of it is on disk that is its own."""
+
+
+def failed(ticket, failure, stderr):
+    """The outcome of a failed attempt: pairs for /failed, the tail of standard error or None."""
+    log("ticket %s: %s", ticket, dict(failure)["Reason"])
+    return Outcome(ticket, None, failure_body(failure, stderr))
+
+
+def read_entries(data):
+    """The outcomes that a row of entries tells of; the last may have been cut off."""
+    found = []
+    file = io.BytesIO(data)
+    while True:
+        words = to_text(file.readline()).split()
+        try:
+            kind, ticket, length = words[0], words[1], natural(words[-1])
+            seconds = float(words[2]) if kind == "complete" else None
+        except (IndexError, ValueError):
+            return found
+        body = file.read(length)
+        if file.read(1) != b"\n":
+            return found
+        outcome = Outcome(ticket, seconds, body)
+        found.append(outcome)
+
+
+def remove_ticket(base):
+    """Remove all files of a ticket; the record first, it would have them posted."""
+    for ending in (".json", ".in", ".out", ".err", ".stderr"):
+        quietly(os.unlink, base + ending)
+    remove_tree(base)
+
+
+class Record:
+    """The files of a ticket whose results are large, in a client's folder, all with one name.
+
+    ``data`` is what the ``.json`` file says: ``ticket``, ``seconds`` and ``results``: what is to be
+    posted by a request of its own.
+    """
+
+    def __init__(self, folder, name, data):
+        self.folder = folder
+        self.base = os.path.join(folder, name)
+        self.data = data
+        self.ticket = data["ticket"]
+        self._failure = None
+
+    @staticmethod
+    def load_all(folder):
+        records = []
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".json"):
+                try:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        data = json.loads(file.read().decode("ascii"))
+                    records.append(Record(folder, name[:-5], data))
+                except (OSError, ValueError, KeyError) as error:
+                    log("cannot read the record %s: %s", name, error)
+        return records
+
+    def save(self):
+        """Put ``data`` on disk; if it cannot be, go on."""
+        try:
+            with open(self.base + ".json", "wb") as file:
+                file.write(json.dumps(self.data).encode("ascii"))
+        except OSError as error:
+            log("cannot record ticket %s: %s", self.ticket, error)
+
+    def open_result(self, path):
+        """A result's file, open, and its size; ``OSError`` where there is none."""
+        if path in STREAMS:
+            return open_regular(self.base + (".out" if path == b"stdout" else ".stderr"))
+        return open_below(self.base, path)
+
+    def request(self):
+        """Path, query and body of the request that posts it."""
+        query = [("ticket", self.ticket)]
+        if self._failure:
+            return "/failed", query, self._failure.make_body
+        return "/complete", [*query, ("seconds", self.data["seconds"])], self.results_body
+
+    def results_body(self):
+        """The body of /complete. ``OSError``: one is gone, and the next try is to say so."""
+        body = Body()
+        try:
+            for name, path in self.data["results"]:
+                file, size = self.open_result(to_bytes(path))
+                body.add(b"[Result]\nName=%s\n%s" % (to_bytes(name), opening(size)))
+                body.add_file(file, size)
+                body.add(CLOSING)
+        except OSError as error:
+            body.close()
+            reason = "a result is gone: %s" % error.strerror
+            self._failure = failed(self.ticket, [("Kind", "missing"), ("Reason", reason)], b"")
+            raise
+        return body
+
+    def remove(self):
+        remove_ticket(self.base)
 
 
 class Post:
-    """One ticket from its worker's end until the server has confirmed it, or will not."""
+    """One ticket told by a request of its own, until the server has confirmed it, or will not."""
 
-    def __init__(self, client, record, ended):
-        self.record = record
+    def __init__(self, client, outcome, ended):
+        self.outcome = outcome
         self.under_way = False
         self._client = client
         self._ended = ended
@@ -1541,22 +1537,882 @@ class Post:
         if not self._client.lives():
             return
         self.under_way = True
-        record = self.record
-        path, query, make_body = "/failed", [("ticket", record.ticket)], record.failure_body
-        if "failure" not in record.data:
-            path, make_body = "/complete", record.results_body
-            query.append(("seconds", record.data["seconds"]))
+        path, query, make_body = self.outcome.request()
         self._client.call("POST", path, query, self._answered, make_body, limit=STORE_LIMIT)
 
     def _answered(self, response):
         self.under_way = False
         if response.status in (0, 503):
+            self._client.keep_unsent([self.outcome])
             pause = response.retry_after() or next(self._backoff)
             self._client.loop.later(pause, self.send)
             return
         if response.status >= 300:
-            log("ticket %s: the server does not take it: %s", self.record.ticket, response)
+            log("ticket %s: the server does not take it: %s", self.outcome.ticket, response)
         self._ended(self)
+
+
+# --- workers ------------------------------------------------------------------------------
+
+
+def split_words(command):
+    """A command line as words; ``shlex`` only where there is something for it to do: it is slow."""
+    # it does not take \v and \f for blanks
+    if re.search(rb"['\"\\\v\f]", command):
+        # bytes: whatever the locale is, the worker gets what the server sent
+        return [to_bytes(word) for word in shlex.split(to_text(command))]
+    return command.split()
+
+
+class Spawner:
+    """Starts processes, in sessions of their own."""
+
+    # what Python ignores, and a worker must not
+    DEFAULT_SIGNALS = [
+        number
+        for number in (getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ"))
+        if number is not None
+    ]
+
+    def __init__(self):
+        self._found = {}  # (PATH, word) -> program
+        self._lean = hasattr(os, "posix_spawn")  # Python 3.8
+
+    def start(self, words, folder, environment, streams):
+        """Run a command; ``streams`` are its standard input, output and error. Its PID.
+
+        The client's own current folder becomes the worker's: nothing here depends on it.
+        """
+        os.chdir(folder)
+        path = environment.get(b"PATH", DEFAULT_PATH)
+        program = words[0]
+        if b"/" not in program:
+            program = self._found.get((path, program)) or self._find(path, program)
+        try:
+            if self._lean:
+                return self._spawn(program, words, environment, streams)
+        except NotImplementedError:  # a C library that cannot make sessions
+            self._lean = False
+        except OSError:
+            self._found.pop((path, words[0]), None)  # it may have moved
+            raise
+        process = subprocess.Popen(
+            words,
+            executable=program,
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
+            env=environment,
+            start_new_session=True,
+        )
+        process.returncode = 0  # who waits for it is not subprocess
+        return process.pid
+
+    def _spawn(self, program, words, environment, streams):
+        dup = os.POSIX_SPAWN_DUP2
+        return os.posix_spawn(
+            program,
+            words,
+            environment,
+            file_actions=((dup, streams[0], 0), (dup, streams[1], 1), (dup, streams[2], 2)),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=self.DEFAULT_SIGNALS,
+        )
+
+    def _find(self, path, word):
+        problem = errno.ENOENT
+        for folder in path.split(b":"):
+            program = os.path.join(folder, word)
+            if os.path.isfile(program):
+                if os.access(program, os.X_OK):
+                    if folder.startswith(b"/"):  # others depend on the current folder
+                        self._found[path, word] = program
+                    return program
+                problem = errno.EACCES
+        raise OSError(problem, os.strerror(problem), os.fsdecode(word))
+
+
+class Workspace:
+    """What a worker is given: a folder, and a file for its standard error.
+
+    Where a worker left the folder empty it serves the next one: on a disk, to make and
+    remove one takes longer than many a worker. The names are numbers of one width, so that none
+    is the beginning of another.
+    """
+
+    def __init__(self, place, number):
+        self.base = os.path.join(place, "%08d" % number)
+        self.folder = os.fsencode(self.base)
+        os.mkdir(self.folder, 0o700)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        self.errors = os.open(self.base + ".err", flags, 0o600)
+        self._mark()
+
+    def _mark(self):
+        # a time that nothing else sets: then one look tells that nothing was made or removed
+        stamp = 10**18 + random.getrandbits(59)
+        os.utime(self.folder, ns=(stamp, stamp))
+        self._looks = self._look()
+
+    def _look(self):
+        status = os.lstat(self.folder)
+        return status.st_ino, status.st_mode, status.st_mtime_ns
+
+    def clean(self):
+        """Is the folder as it was, so that the next worker can have it? Then it is made ready."""
+        try:
+            if os.lseek(self.errors, 0, os.SEEK_END):
+                os.ftruncate(self.errors, 0)
+                os.lseek(self.errors, 0, os.SEEK_SET)
+            looks = self._look()
+            if looks != self._looks:
+                if looks[:2] != self._looks[:2] or os.listdir(self.folder):
+                    return False
+                self._mark()
+        except OSError:
+            return False
+        return True
+
+    def error_tail(self):
+        """The end of what the worker wrote to standard error."""
+        size = os.lseek(self.errors, 0, os.SEEK_END)
+        return os.pread(self.errors, STDERR_TAIL, max(0, size - STDERR_TAIL)) if size else b""
+
+    def close(self):
+        """Let go of it; the files stay."""
+        os.close(self.errors)
+
+
+class Stream:
+    """A worker's standard output or error, where it is a result.
+
+    A pipe: it is read when the worker has ended, or after a moment (``Engine.WATCH``). What
+    is long goes on into a file. Where long ones are expected it is that file from the beginning.
+    """
+
+    PIECE = 65536  # what a pipe holds, as a rule
+    PIECES = 17  # one may hold a megabyte; what comes after that nobody waits for
+
+    def __init__(self, path, long):
+        self.path = path
+        self.data = b""  # unless there is a file
+        self.problem = None
+        self.long = False
+        self.file = self.source = None
+        if long:
+            self.target = self.file = self._open()
+        else:
+            self.source, self.target = os.pipe()
+            os.set_blocking(self.source, False)
+
+    def _open(self):
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def started(self):
+        """The worker has its end: close ours."""
+        if self.source is not None:
+            os.close(self.target)
+
+    def read(self, _mask=None):
+        """Take what is there; how much."""
+        try:
+            data = os.read(self.source, self.PIECE)
+        except BlockingIOError:
+            return 0
+        self._take(data)
+        return len(data)
+
+    def _take(self, data):
+        if self.problem:
+            return  # it must not stop the worker
+        try:
+            if self.file is None:
+                if len(self.data) + len(data) <= INLINE_MOST:
+                    self.data += data
+                    return
+                self.file = self._open()
+                data = self.data + data
+                self.data = b""
+            while data:
+                data = data[os.write(self.file, data) :]
+        except OSError as error:
+            self.problem = error
+
+    def finish(self):
+        """The worker has ended: take the rest. ``long`` says whether it is in the file."""
+        if self.source is not None:
+            for _ in range(self.PIECES):
+                if self.read() < self.PIECE:
+                    break
+        if self.file is not None:
+            self.long = os.lseek(self.file, 0, os.SEEK_END) > INLINE_MOST
+            if not self.long:
+                self.data = os.pread(self.file, INLINE_MOST, 0)
+                os.unlink(self.path)
+        self.close()
+
+    def save(self):
+        """Put what is in memory into the file."""
+        if not self.long:
+            with open(self.path, "wb") as file:
+                file.write(self.data)
+
+    def tail(self):
+        """The end of it."""
+        if not self.long:
+            return self.data[-STDERR_TAIL:]
+        with open(self.path, "rb") as file:
+            file.seek(-STDERR_TAIL, os.SEEK_END)
+            return file.read(STDERR_TAIL)
+
+    def close(self):
+        for descriptor in (self.source, self.file):
+            if descriptor is not None:
+                os.close(descriptor)
+        self.source = self.file = None
+
+
+class Run:
+    """One ticket while its worker runs."""
+
+    __slots__ = (
+        *("task", "slot", "workspace", "pid", "started", "output", "errors", "watched"),
+        *("limit", "over", "stopped", "timed_out", "kill_at"),
+    )
+
+    def __init__(self, task, slot, workspace):
+        self.task = task
+        self.slot = slot
+        self.workspace = workspace
+        self.pid = 0
+        self.limit = 0  # seconds it may take, 0: any
+        self.started = 0.0
+        self.output = None  # a Stream where it is a result, and so with errors
+        self.errors = None
+        self.watched = False
+        self.over = False  # nobody wants its result any more
+        self.stopped = False
+        self.timed_out = False
+        self.kill_at = 0.0
+
+    def signal(self, number):
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # it is gone; macOS says EPERM for a group of zombies
+
+    def streams(self):
+        return [stream for stream in (self.output, self.errors) if stream]
+
+    def stream(self, file):
+        """What stands for that result's file: a ``Stream``, or None."""
+        return self.output if file == b"stdout" else self.errors if file == b"stderr" else None
+
+
+class Engine:
+    """Runs workers, one in each slot, and tells the client what became of them.
+
+    The way from a worker's end to the next one's start is what decides how fast short tasks go:
+    the next is started first, then it is seen what the last one left.
+    """
+
+    WATCH = 0.02  # seconds until a worker's pipes are watched; shorter ones cost nothing
+    TIDY_PAUSE = 0.02  # seconds between pieces of removing what workers left
+    TIDY = 0.005  # seconds of such a piece: workers that end wait no longer
+    LITTER_MOST = 200  # folders that may wait to be removed
+
+    def __init__(self, client, place):
+        self.runs = {}  # PID -> Run
+        self.waiting = collections.deque()  # tasks
+        self.free = list(range(client.settings.slots))  # slots
+        self.finished = 0  # workers that have ended
+        self.pace = None  # seconds that a worker takes, about
+        self.nice = None  # the priority that workers get, where it is not our own
+        self._client = client
+        self._loop = client.loop
+        self._place = place
+        self._spawner = Spawner()
+        self._number = itertools.count(1)
+        self._spare = []
+        self._litter = collections.deque()
+        self._tidying = False
+        self._long = False  # the last output was: expect the same of the next
+        self._look_at = None  # when to look at the workers again, and the timer
+        self._timer = None
+        self._null = os.open(os.devnull, os.O_RDWR)
+        self._environment = self._make_environment()
+        client.loop.on_signal(signal.SIGCHLD, self.reap)
+
+    def _make_environment(self):
+        client = self._client
+        environment = dict(client.environment)
+        own = (("SESSION", client.public), ("HOST", client.host))
+        for name, value in own:
+            environment[to_bytes("PEXEC_" + name)] = to_bytes(value)
+        return self._with_worker(environment)
+
+    def _with_worker(self, environment):
+        if self._client.executable:
+            # with ``shell = yes`` the shell looks for the worker
+            path = environment.get(b"PATH", DEFAULT_PATH)
+            own = os.fsencode(os.path.dirname(self._client.executable.link))
+            environment[b"PATH"] = own + b":" + path
+        return environment
+
+    def fill(self):
+        """Start what waits, as long as slots are free."""
+        while self.waiting and self.free and self._client.may_start():
+            self._start(self.waiting.popleft())
+
+    def _start(self, task):
+        self.free.sort(reverse=True)
+        run = Run(task, self.free.pop(), None)
+        try:
+            self._spawn(run)
+        except ValueError as error:
+            self._give_up(run, "refused", str(error))
+        except OSError as error:
+            reason = os.strerror(error.errno)  # some Pythons put the name into the error's own
+            if error.filename:
+                reason = "%s: %s" % (os.fsdecode(error.filename), reason)
+                if error.errno == errno.ENOENT and os.path.isfile(error.filename):
+                    reason += " (the file is; its #! interpreter or its loader is not)"
+            self._give_up(run, "start", reason)
+
+    def _give_up(self, run, kind, reason):
+        for stream in run.streams():
+            stream.started()
+            stream.close()
+        run.task.discard()
+        self.free.append(run.slot)
+        if run.workspace:
+            self._recycle(run)
+        outcome = failed(run.task.ticket, [("Kind", kind), ("Reason", reason)], None)
+        self._client.ended(run.task.ticket, outcome)
+
+    def _spawn(self, run):
+        task = run.task
+        if task.error:
+            raise task.error
+        words = split_words(task.command)
+        if not words:
+            raise ValueError("an empty command")
+        files = [file for _, file in task.results]
+        for file in files:
+            if file not in STREAMS:
+                inner_path(file)
+        executable = self._client.executable
+        if executable and words[0] == os.fsencode(executable.name):
+            words[0] = os.fsencode(executable.link)
+        run.workspace = self._spare.pop() if self._spare else self._make_workspace()
+        workspace = run.workspace
+        stdin, output, errors = self._null, self._null, workspace.errors
+        for file, content in task.inputs:
+            if file == b"stdin":
+                os.rename(content.name, workspace.base + ".in")
+                stdin = os.open(workspace.base + ".in", os.O_RDONLY)
+            else:
+                put_below(workspace.base, file, content.name)
+        try:
+            if b"stdout" in files:
+                run.output = Stream(workspace.base + ".out", self._long)
+                output = run.output.target
+            if b"stderr" in files:
+                # not the file that others had: one that lives on in secret may still write to it
+                run.errors = Stream(workspace.base + ".stderr", self._long)
+                errors = run.errors.target
+            environment = self._variables(run)
+            run.started = time.monotonic()
+            run.pid = self._spawner.start(
+                words, workspace.folder, environment, (stdin, output, errors)
+            )
+        finally:
+            if stdin != self._null:
+                os.close(stdin)
+        for stream in run.streams():
+            stream.started()
+        self.runs[run.pid] = run
+        self._client.started()
+        if self.nice is not None:
+            # the group, because the worker may have children already
+            quietly(os.setpriority, os.PRIO_PGRP, run.pid, self.nice)
+        if 0 < task.timeout < TIMEOUT_NONE:
+            run.limit = task.timeout
+            self._look_by(run.started + run.limit)
+        if run.output or run.errors:
+            self._look_by(run.started + self.WATCH)
+
+    def _make_workspace(self):
+        return Workspace(self._place, next(self._number))
+
+    def _variables(self, run):
+        environment = self._environment
+        if run.task.environment:
+            environment = dict(self._client.environment)
+            environment.update(run.task.environment)
+            environment = self._with_worker(environment)
+            for name in (b"PEXEC_SESSION", b"PEXEC_HOST"):
+                environment[name] = self._environment[name]
+        environment[b"PEXEC_TASK"] = to_bytes(run.task.number)
+        environment[b"PEXEC_TICKET"] = to_bytes(run.task.ticket)
+        environment[b"PEXEC_SLOT"] = b"%d" % run.slot
+        environment[b"PEXEC_FOLDER"] = run.workspace.folder
+        return environment
+
+    # while they run: one timer for all
+
+    def _look_by(self, when):
+        if self._look_at is None or when < self._look_at:
+            self._loop.cancel(self._timer)
+            self._look_at = when
+            self._timer = self._loop.later(when - time.monotonic(), self._look)
+
+    def _look(self):
+        """Watch the pipes of those that run for longer; stop those whose time is up."""
+        self._look_at = self._timer = None
+        now = time.monotonic()
+        soonest = None
+        for run in self.runs.values():
+            times = []
+            if not run.watched and run.streams():
+                times.append(run.started + self.WATCH)
+                if times[0] <= now:
+                    times.clear()
+                    run.watched = True
+                    for stream in run.streams():
+                        if stream.source is not None:
+                            self._watch(stream)
+            if run.stopped:
+                if run.kill_at <= now:
+                    run.signal(signal.SIGKILL)
+                    run.kill_at = math.inf
+                times.append(run.kill_at)
+            elif run.limit:
+                if run.started + run.limit <= now:
+                    run.timed_out = True
+                    self.stop(run)
+                    times.append(run.kill_at)
+                else:
+                    times.append(run.started + run.limit)
+            for each in times:
+                soonest = each if soonest is None else min(soonest, each)
+        if soonest is not None and soonest < math.inf:
+            self._look_by(soonest)
+
+    def _watch(self, stream):
+        def ready(_mask):
+            if not stream.read():
+                self._loop.watch(stream.source, 0)  # its end
+
+        self._loop.watch(stream.source, selectors.EVENT_READ, ready)
+
+    def stop(self, run):
+        """TERM for the group, KILL two seconds later."""
+        run.stopped = True
+        run.signal(signal.SIGTERM)
+        run.kill_at = time.monotonic() + STOP_GRACE
+        self._look_by(run.kill_at)
+
+    # the end of a worker
+
+    def reap(self, _number=None):
+        """After SIGCHLD: see which have ended."""
+        over = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            run = self.runs.pop(pid, None)
+            if run:  # else it was the guard
+                self.free.append(run.slot)
+                over.append((run, status))
+        now = time.monotonic()
+        if over:
+            self.fill()
+            for run, status in over:
+                self._settle(run, status, now)
+            self._client.go_on()
+
+    def _settle(self, run, status, now):
+        run.signal(signal.SIGKILL)  # what the worker left running
+        if run.stopped and self._client.lives():  # else the guard does it for all
+            kill_left(run.workspace.base)  # groups of their own, as timeout(1) makes one
+        for stream in run.streams():
+            if run.watched and stream.source is not None:
+                self._loop.watch(stream.source, 0)
+            stream.finish()
+        if run.output:
+            self._long = run.output.long
+        seconds = now - run.started
+        self.finished += 1
+        self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
+        if run.over:
+            outcome = None
+            self._recycle(run)
+        else:
+            outcome = self._judge(run, status, seconds)
+        self._client.ended(run.task.ticket, outcome)
+
+    def _judge(self, run, status, seconds):
+        """What became of it: an ``Outcome``, or a ``Record`` where the results are large."""
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            kind, reason, how = "signal", "killed by signal %d" % number, ("Signal", number)
+        else:
+            code = os.WEXITSTATUS(status)
+            kind, reason, how = "exit", "exit status %d" % code if code else "", ("Exit", code)
+        parts, large = [], False
+        if run.timed_out:
+            kind, reason = "timeout", "timed out, stopped after %d s" % run.limit
+        elif not reason:
+            try:
+                parts, large = self._gather(run)
+            except OSError as error:
+                kind, reason = "missing", error.strerror
+        on_disk = reason or large or any(file not in STREAMS for _, file in run.task.results)
+        if on_disk and self._full():
+            # also where the worker noticed nothing: its results may be cut off
+            reason = (reason + "; " if reason else "") + "no space left on the host's disk"
+        if reason:
+            failure = [("Kind", kind), ("Reason", reason), how, ("Seconds", round(seconds, 3))]
+            outcome = failed(run.task.ticket, failure, self._error_tail(run))
+            if self._client.keeps_failed():
+                self._keep(run)
+            else:
+                self._recycle(run)
+            return outcome
+        if large:
+            run.workspace.close()
+            results = [[to_text(name), to_text(file)] for name, file in run.task.results]
+            data = {"ticket": run.task.ticket, "seconds": round(seconds, 3), "results": results}
+            record = Record(self._place, os.path.basename(run.workspace.base), data)
+            record.save()
+            return record
+        self._recycle(run)
+        return Outcome(run.task.ticket, seconds, b"".join(parts))
+
+    def _gather(self, run):
+        """The parts of a body of /complete; or none, and True: it is to be read from disk.
+
+        ``OSError``, whose text is the whole reason, where a result is missing.
+        """
+        parts, size = [], 0
+        for name, file in run.task.results:
+            stream = run.stream(file)
+            try:
+                if stream is None:
+                    source, length = open_below(run.workspace.base, file)
+                    with source:
+                        data = source.read(INLINE_MOST + 1)
+                    size += max(length, len(data))
+                elif stream.problem:
+                    raise stream.problem
+                else:
+                    data = stream.data
+                    size += INLINE_MOST + 1 if stream.long else len(data)
+            except OSError as error:
+                words = (to_text(name), to_text(file), error.strerror)
+                raise OSError(error.errno, "result %s: %s: %s" % words) from error
+            parts.append(b"[Result]\nName=%s\n%s%s%s" % (name, opening(len(data)), data, CLOSING))
+        if size <= INLINE_MOST:
+            return parts, False
+        try:
+            for stream in run.streams():
+                stream.save()
+        except OSError as error:
+            raise OSError(error.errno, "a result: %s" % error.strerror) from error
+        return [], True
+
+    def _full(self):
+        room = quietly(os.statvfs, self._place)
+        return room is not None and room.f_blocks and not room.f_bavail
+
+    def _error_tail(self, run):
+        if run.errors is None:
+            return quietly(run.workspace.error_tail) or b""
+        return quietly(run.errors.tail) or b""
+
+    def _keep(self, run):
+        """Leave what a failed attempt left where people find it."""
+        base = run.workspace.base
+        run.workspace.close()
+        place = self._client.folder_for_failed(run.task.ticket)
+        try:
+            os.makedirs(place, 0o700)
+            for stream in run.streams():
+                stream.save()
+        except OSError as error:
+            log("cannot keep the folder of ticket %s: %s", run.task.ticket, error)
+            self._throw_away(base)
+            return
+        names = [("", "folder"), (".in", "stdin"), (".out", "stdout"), (".err", "stderr")]
+        for ending, name in [*names, (".stderr", "stderr")]:
+            quietly(os.rename, base + ending, os.path.join(place, name))
+
+    def _recycle(self, run):
+        """The files are not needed any more; the workspace may be."""
+        workspace = run.workspace
+        for stream in run.streams():
+            if stream.long:
+                quietly(os.unlink, stream.path)
+        if run.task.inputs:
+            quietly(os.unlink, workspace.base + ".in")
+        if workspace.clean():
+            self._spare.append(workspace)
+        else:
+            workspace.close()
+            self._throw_away(workspace.base)
+
+    def _throw_away(self, base):
+        self._litter.append(base)
+        if len(self._litter) > self.LITTER_MOST:
+            remove_ticket(self._litter.popleft())
+        if not self._tidying:
+            self._tidying = True
+            self._loop.later(self.TIDY_PAUSE, self._tidy)
+
+    def _tidy(self):
+        end = time.monotonic() + self.TIDY
+        while self._litter and time.monotonic() < end:
+            remove_ticket(self._litter.popleft())
+        self._tidying = bool(self._litter)
+        if self._tidying:
+            self._loop.later(self.TIDY_PAUSE, self._tidy)
+
+    def kill_all(self):
+        """KILL every worker, and wait a second until all are gone."""
+        for run in self.runs.values():
+            run.signal(signal.SIGKILL)
+        end = time.monotonic() + 1
+        while self.runs and time.monotonic() < end:
+            pid = quietly(os.waitpid, -1, os.WNOHANG)
+            if pid is None:
+                break
+            if not pid[0]:
+                time.sleep(0.001)
+            self.runs.pop(pid[0], None)
+        for run in self.runs.values():
+            log("ticket %s: the worker cannot be killed", run.task.ticket)
+
+
+# --- the exchange -------------------------------------------------------------------------
+
+
+class Exchange:
+    """Tells what became of many tickets in one request, and fetches new ones with it.
+
+    One is under way at a time. It is sent when what has ended is ``AGE`` old, when few tasks are
+    left to start, or when nothing runs. How many tasks are wanted ahead is learned: twice as
+    many as were done between two exchanges, more when slots stood idle until the answer came.
+    """
+
+    AGE = 0.025  # seconds until it is told that a worker has ended: then for many at once
+    AHEAD_MOST = 512  # tasks that may wait here
+    AHEAD_WORK = 0.2  # seconds until those are begun: so long they may be missing elsewhere
+    LONG = 1.0  # seconds a worker takes, for which a round trip is nothing: none waits behind it
+    BACK_AFTER = 0.5  # seconds after which a task that waits is given back
+
+    def __init__(self, client, engine, path, most, ping):
+        self.none = False  # there is no task at this moment; GET /task waits for one
+        self.outbox = []
+        self._client = client
+        self._engine = engine
+        self._slots = client.settings.slots
+        self._path = path
+        self._most = most  # bytes of a body
+        # a ticket is doubtful after 3 x ping + 5 s of silence: there must be time for another try
+        self._limit = max(2 * ping, 10.0)
+        self._size = 0  # bytes in the outbox, without the entries' heads
+        self._call = None
+        self._carried = []  # outcomes in the one that is under way
+        self._back = []  # tickets to give back
+        self._ping_due = False
+        self._parting = False  # the last ones, whatever they are
+        self._ahead = 0  # tasks that should wait here, as learned
+        self._finished = 0  # workers that had ended when the last one was sent
+        self._dry = False  # slots stood idle until the last answer came
+        self._pause = None  # the timer until the next try
+        self._backoff = backoff()
+        self._timer = None
+        self._when = 0.0
+
+    def add(self, outcome):
+        self.outbox.append(outcome)
+        self._size += len(outcome.body)
+
+    def unconfirmed(self):
+        return self._carried + self.outbox
+
+    def ping(self):
+        """It is time to say which tickets are alive."""
+        self._ping_due = True
+        self.consider()
+
+    def part(self):
+        """The client is stopped: tell what there is, without asking for more."""
+        self._parting = True
+        self._give_back(len(self._engine.waiting))
+        self._client.loop.cancel(self._pause)
+        self._pause = None
+        self.consider()
+
+    def busy(self):
+        """Is there something under way that the client's end should wait for?"""
+        return bool(self._call or self._parting and (self.outbox or self._back))
+
+    def consider(self):
+        """Send it, or see to it that this is asked again when it may be time."""
+        if self._call or self._pause or not (self._client.lives() or self._parting):
+            return
+        now = time.monotonic()
+        waiting = self._engine.waiting
+        while waiting and now >= waiting[0].since + self.BACK_AFTER:
+            self._give_back(1)
+            self._ahead = 0
+        times = []
+        if self.outbox:
+            times.append(self.outbox[0].since + self.AGE)
+        if waiting:
+            times.append(waiting[0].since + self.BACK_AFTER)
+        if self._is_due(min(times, default=math.inf) <= now):
+            self._send(now)
+        elif times:
+            self._consider_at(min(times))
+
+    def _consider_at(self, when):
+        if self._timer is None or when < self._when:
+            self._client.loop.cancel(self._timer)
+            self._when = when
+            self._timer = self._client.loop.later(when - time.monotonic(), self._timer_ran)
+
+    def _timer_ran(self):
+        self._timer = None
+        self.consider()
+
+    def _is_due(self, late):
+        engine = self._engine
+        if late or self._back or self._parting and self.outbox:
+            return True
+        if self._ping_due and (engine.runs or engine.waiting or self._client.large()):
+            return True
+        if self.outbox and (not engine.runs or self._size > self._most // 2):
+            return True
+        return len(engine.waiting) <= self._slots and self._want() > 0
+
+    def _want(self):
+        engine = self._engine
+        if self.none or not self._client.may_ask():
+            return 0
+        pace = engine.pace
+        ahead = 0
+        if pace is not None and pace < self.LONG:
+            work = int(self.AHEAD_WORK * self._slots / max(pace, 1e-6))
+            ahead = min(self._ahead, work, self.AHEAD_MOST)
+        return max(0, len(engine.free) + ahead - len(engine.waiting))
+
+    def _learn(self):
+        """How many tasks should wait here, now that one is sent."""
+        finished = self._engine.finished
+        ahead = self._slots + 2 * (finished - self._finished)
+        self._finished = finished
+        before = self._ahead
+        self._ahead = min(max(ahead, before * 2 if self._dry else before * 3 // 4), self.AHEAD_MOST)
+        self._dry = False
+
+    def _give_back(self, count):
+        for _ in range(count):
+            task = self._engine.waiting.popleft()
+            task.discard()
+            self._client.forget(task.ticket)
+            self._back.append(task.ticket)
+
+    def _send(self, now):
+        self._learn()
+        want = self._want()
+        lines = [b"back %s\n" % to_bytes(ticket) for ticket in self._back]
+        if self._ping_due:
+            self._ping_due = False
+            lines += self._pings(now)
+        body = b"".join(lines)
+        parts, size = [], len(body)
+        for outcome in self.outbox:
+            entry = outcome.entry()
+            if parts and size + len(entry) > self._most:
+                break
+            parts.append(entry)
+            size += len(entry)
+        self._carried = self.outbox[: len(parts)]
+        del self.outbox[: len(parts)]
+        self._size = sum(len(outcome.body) for outcome in self.outbox)
+        body += b"".join(parts)
+
+        def make_body():
+            made = Body()
+            made.add(body)
+            return made
+
+        reader = AnswerReader(self._client.spool)
+        given_back = len(self._back)
+
+        def answered(response):
+            self._answered(response, reader, want, given_back)
+
+        query = [("want", want)]
+        self._call = self._client.call(
+            "POST",
+            self._path,
+            query + self._client.which_worker(),
+            answered,
+            make_body,
+            reader.feed,
+        )
+
+    def _pings(self, now):
+        engine = self._engine
+        running = [(run.task.ticket, now - run.started) for run in engine.runs.values()]
+        running += [(record.ticket, record.data["seconds"]) for record in self._client.large()]
+        for ticket, seconds in running:
+            yield b"running %s %.3f\n" % (to_bytes(ticket), seconds)
+        for task in engine.waiting:
+            yield b"waiting %s\n" % to_bytes(task.ticket)
+
+    def _answered(self, response, reader, want, given_back):
+        self._call = None
+        carried, self._carried = self._carried, []
+        client = self._client
+        if response.status == 200:
+            self._backoff = backoff()
+            del self._back[:given_back]
+            for outcome in carried:
+                client.settled(outcome)
+            for ticket in reader.over:
+                client.over(ticket)
+            if want:
+                self.none = reader.none or not (reader.tasks or reader.no_more)
+                self._dry = bool(reader.tasks and self._engine.free)
+            if reader.no_more:
+                client.no_more()
+        elif response.status in (0, 503):
+            self.outbox[:0] = carried
+            self._size += sum(len(outcome.body) for outcome in carried)
+            client.keep_unsent(self.outbox)
+            pause = response.retry_after() or next(self._backoff)
+            self._pause = client.loop.later(pause, self._go_on)
+        else:
+            log("the server does not take an exchange: %s", response)
+            for outcome in carried:
+                client.post(outcome)
+            self._pause = client.loop.later(next(self._backoff), self._go_on)
+        # those that came whole are good, even where the rest was cut off
+        client.take(reader.tasks)
+
+    def _go_on(self):
+        self._pause = None
+        self._client.go_on()
 
 
 # --- the client ---------------------------------------------------------------------------
@@ -1573,8 +2429,10 @@ class Client:
         self.http = Http(self.loop, settings.server)
         self.public = ""
         self.environment = {}
-        self.nice = 0
         self.executable = None
+        self._nice = 0
+        self._engine = None
+        self._exchange = None  # where the server has one
         self._guard = None
         self._ready = ready
         self._who = ""  # the part of the query that says who we are
@@ -1582,11 +2440,13 @@ class Client:
         self._ping = 0.0
         self._folder = ""  # the session's
         self._place = ""  # ours in it
-        self._runs = {}  # ticket -> Run
-        self._posts = set()
-        self._pings = {}  # ticket -> timer, None while a ping is under way
+        self._tickets = set()  # those that are not settled
+        self._posts = {}  # ticket -> Post: what goes by a request of its own
+        self._pings = {}  # ticket -> timer, None while a ping is under way; without exchange
+        self._unsent = 0  # outcomes in the file of that name that are not confirmed
+        self._keeping = None  # the timer that looks for outcomes to put there
         self._asking = None
-        self._pause = None  # the timer until the next request for a task
+        self._pause = None  # the timer until the next request for a task, after a failed one
         self._backoff = backoff()
         self._no_more = False  # the server has no task left
         self._patience = settings.start_limit
@@ -1662,6 +2522,7 @@ class Client:
                 self._prepare()
                 if self._ready:
                     self._ready(os.path.join(self._place, "log"))
+                self._engine = self._make_engine()
                 self._sweep()
             except ClientError as error:
                 self.end(error.code, str(error))
@@ -1671,7 +2532,7 @@ class Client:
                 if self.executable:
                     self.executable.get()
                 else:
-                    self._ask()
+                    self.go_on()
 
     def _try_later(self, response, function):
         return self.loop.later(response.retry_after() or next(self._backoff), function)
@@ -1684,7 +2545,7 @@ class Client:
         self._introduce(config.get("Client"))
         self._ping = float(config.get("Ping", "0"))
         self._patience = float(config.get("Patience", "3600"))
-        self.nice = int(config.get("Nice", "0"))
+        self._nice = int(config.get("Nice", "0"))
         self.public = config.get("Session") or self.settings.public or "session"
         self.loop.cancel(self._silent)
         self._silent = None
@@ -1710,8 +2571,7 @@ class Client:
         if "/" in worker or worker.startswith("."):
             raise ClientError(EXIT_FOLDER, "the worker's name is no file name: %s" % worker)
         try_folder(self._place, run=bool(worker))
-        runs = self._runs
-        self._guard = Guard(self.loop, self._place, lambda: [run.group for run in runs.values()])
+        self._guard = Guard(self.loop, self._place, self._groups)
         if not worker:
             return
         config = self._config
@@ -1724,7 +2584,7 @@ class Client:
             os.path.join(self._place, "bin", worker),
             (kind, wanted.lower()) if wanted else None,
             os.path.join(self._folder, "worker", plain(self.platform)),
-            self._ask,
+            self.go_on,
         )
 
     def _make_place(self):
@@ -1735,6 +2595,27 @@ class Client:
         place = os.path.join(self._folder, name)
         os.mkdir(place, 0o700)
         self._place = place
+
+    def _groups(self):
+        return list(self._engine.runs)
+
+    def _make_engine(self):
+        engine = Engine(self, self._place)
+        if self._nice:
+            engine.nice = min(os.getpriority(os.PRIO_PROCESS, 0) + self._nice, 19)
+        if self._config.get("Exchange"):
+            most = natural(self._config.get("ExchangeMost", "1048576"))
+            path = self._config["Exchange"]
+            self._exchange = Exchange(self, engine, path, most, self._ping)
+            if self._ping > 0:
+                self.loop.later(self._ping * random.random(), self._ping_all)
+        return engine
+
+    def keeps_failed(self):
+        return self._says_yes("KeepFailed")
+
+    def folder_for_failed(self, ticket):
+        return os.path.join(self._folder, "failed", plain(ticket))
 
     def _sweep(self):
         """See to what dead clients of this host and session left.
@@ -1749,8 +2630,23 @@ class Client:
             place = os.path.join(self._folder, name)
             kill_left(place + "/")
             for record in Record.load_all(place):
-                self._post(record)
+                self._tickets.add(record.ticket)
+                self.post(record)
+            self._adopt(os.path.join(place, UNSENT))
             self._remove_place(place)
+
+    def _adopt(self, path):
+        """Take over what another did not get confirmed: first into our file, then out of theirs."""
+        try:
+            with open(path, "rb") as file:
+                outcomes = read_entries(file.read())
+            self.keep_unsent(outcomes)
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        for outcome in outcomes:
+            self._tickets.add(outcome.ticket)
+            self._tell(outcome)
 
     # tasks
 
@@ -1758,35 +2654,59 @@ class Client:
         """False once the end is near and nothing may be begun."""
         return self._code is None
 
-    def _ask(self):
-        """Ask for a task where a slot is free. One request at a time: it may be held open."""
-        if self._asking or self._pause or self._no_more or not self.lives():
+    def may_start(self):
+        """Not where a server that is slow to take results would have the disk filled with them."""
+        return self.lives() and len(self._posts) < self.settings.slots + POSTS_BESIDE
+
+    def may_ask(self):
+        """May tasks be asked for in an exchange?"""
+        return not (self._no_more or self._asking or self._pause) and self.may_start()
+
+    def go_on(self):
+        """Start what waits, tell what has ended, ask for more."""
+        if not self._engine:
             return
-        # a server that is slow to take results must not fill the disk with them
-        if len(self._runs) >= self.settings.slots or len(self._posts) > self.settings.slots:
-            return
-        reader = TaskReader(self._spool)
+        self._engine.fill()
+        if self._exchange:
+            self._exchange.consider()
+        self._ask()
+        self._maybe_end()
+
+    def which_worker(self):
         executable = self.executable
-        query = [("worker", os.fsencode(executable.name))] if executable else []
+        return [("worker", os.fsencode(executable.name))] if executable else []
+
+    def _ask(self):
+        """Ask for a task where a slot is free. One request at a time: it may be held open.
+
+        Where there are exchanges, only when the last one brought nothing.
+        """
+        if not self.may_ask() or self._exchange and not self._exchange.none:
+            return
+        if not self._engine.free or self._engine.waiting:
+            return
+        reader = TaskReader(self.spool)
 
         def told(response):
             self._asking = None
             self._told(response, reader)
 
         limit = HOLD + ANSWER_LIMIT
+        query = self.which_worker()
         self._asking = self.call("GET", "/task", query, told, sink=reader.feed, limit=limit)
 
-    def _spool(self):
+    def spool(self):
         return open(os.path.join(self._place, "input-" + os.urandom(8).hex()), "wb")
 
     def _told(self, response, reader):
         if response.status == 200:
-            self._take(reader)
-        reader.discard()
-        if response.status == 200:
-            self._ask()
-        elif response.status == 503 and response.retry_after() is None:
-            self._no_more = True
+            if self._exchange:
+                self._exchange.none = False
+            self.take([reader.result()])
+            return
+        reader.task.discard()
+        if response.status == 503 and response.retry_after() is None:
+            self.no_more()
             self._maybe_end()
         elif response.status in (0, 503):
             self._pause = self._try_later(response, self._ask_again)
@@ -1795,98 +2715,149 @@ class Client:
 
     def _ask_again(self):
         self._pause = None
-        self._ask()
+        if self._exchange:
+            self._exchange.none = False
+        self.go_on()
 
-    def _take(self, reader):
-        """A task has come: run it, or say why not."""
-        ticket = reader.task.ticket
-        known = [post.record.ticket for post in self._posts]
-        if not ticket or ticket in self._runs or ticket in known:
-            log("the server sent what is no task, or the same one again")
-            self._pause = self.loop.later(next(self._backoff), self._ask_again)
-            return
-        self._backoff = backoff()
-        name = digest("ticket", self.settings.session, ticket)[:24]
-        record = Record(self._place, name, {"ticket": ticket})
-        used = {run.slot for run in self._runs.values()}
-        slot = min(set(range(self.settings.slots)) - used)
-        try:
-            run = Run(self, reader.finish(), record, slot, self._run_ended)
-            run.start()
-        except ValueError as error:
-            self._fail(record, [("Kind", "refused"), ("Reason", str(error))])
-        except OSError as error:
-            reason = os.strerror(error.errno)  # some Pythons put the name into the error's own
-            if error.filename:
-                reason = "%s: %s" % (os.fsdecode(error.filename), reason)
-                if error.errno == errno.ENOENT and os.path.isfile(error.filename):
-                    reason += " (the file is; its #! interpreter or its loader is not)"
-            self._fail(record, [("Kind", "start"), ("Reason", reason)])
-        else:
-            self._runs[ticket] = run
-            self._guard.changed()
-            if self._ping > 0:
+    def no_more(self):
+        """The server has no task left."""
+        self._no_more = True
+
+    def take(self, tasks):
+        """Tasks have come: run them, or say why not."""
+        for task in tasks:
+            if not task.ticket or task.ticket in self._tickets:
+                log("the server sent what is no task, or the same one again")
+                task.discard()
+                self._pause = self._pause or self.loop.later(next(self._backoff), self._ask_again)
+                continue
+            self._backoff = backoff()
+            self._tickets.add(task.ticket)
+            self._engine.waiting.append(task)
+            if self._ping > 0 and not self._exchange:
                 first = self._ping * random.random()
-                self._pings[ticket] = self.loop.later(first, self._ping_for, ticket)
+                self._pings[task.ticket] = self.loop.later(first, self._ping_for, task.ticket)
+        self.go_on()
 
     def _ping_for(self, ticket):
         """Ping until the ticket is settled, also while its results are on their way."""
 
         def answered(response):
-            if response.status == 205 and ticket in self._runs:
-                log("ticket %s is over: its worker is stopped", ticket)
-                self._runs[ticket].over = True
-                self._runs[ticket].stop()
-            elif ticket in self._pings:
+            if response.status == 205:
+                self.over(ticket)
+            if ticket in self._pings:
                 self._pings[ticket] = self.loop.later(self._ping, self._ping_for, ticket)
 
         self._pings[ticket] = None
         limit = max(self._ping, 5.0)
         self.call("GET", "/ping", [("ticket", ticket)], answered, limit=limit)
 
-    def _no_pings(self, ticket):
-        self.loop.cancel(self._pings.pop(ticket, None))
+    def _ping_all(self):
+        self.loop.later(self._ping, self._ping_all)
+        self._exchange.ping()
 
-    def _look_at_workers(self, _number):
-        for run in list(self._runs.values()):
-            run.poll()
+    def over(self, ticket):
+        """Nobody wants that ticket's result any more."""
+        for run in self._engine.runs.values():
+            if run.task.ticket == ticket and not run.over:
+                log("ticket %s is over: its worker is stopped", ticket)
+                run.over = True
+                self._engine.stop(run)
+        for task in list(self._engine.waiting):
+            if task.ticket == ticket:
+                self._engine.waiting.remove(task)
+                task.discard()
+                self.forget(ticket)
 
-    def _run_ended(self, run, failure):
-        del self._runs[run.ticket]
+    def large(self):
+        """The records that are on their way."""
+        return [post.outcome for post in self._posts.values() if isinstance(post.outcome, Record)]
+
+    def forget(self, ticket):
+        """The ticket is settled, or not ours any more."""
+        self._tickets.discard(ticket)
+        if self._pings:
+            self.loop.cancel(self._pings.pop(ticket, None))
+
+    def started(self):
         self._guard.changed()
-        if run.over or not self.lives():
-            self._no_pings(run.ticket)
-            run.record.remove()
-        elif failure:
-            self._fail(run.record, failure)
+
+    def ended(self, ticket, outcome):
+        """A worker has ended, or could not be started; None: nobody wants to know."""
+        self._guard.changed()
+        if outcome is None or not self.lives():
+            if outcome:
+                outcome.remove()
+            self.forget(ticket)
         else:
-            run.record.save()
-            self._post(run.record)
-        self._ask()
-        self._maybe_end()
+            self._tell(outcome)
 
-    def _fail(self, record, failure):
-        log("ticket %s: %s", record.ticket, dict(failure)["Reason"])
-        record.data["failure"] = failure
-        record.save()
-        self._post(record)
+    def _tell(self, outcome):
+        if isinstance(outcome, Record) or not self._exchange:
+            self.post(outcome)
+        else:
+            self._exchange.add(outcome)
+            self._keep_later()
 
-    def _post(self, record):
-        post = Post(self, record, self._post_ended)
-        self._posts.add(post)
+    def post(self, outcome):
+        """Tell it by a request of its own."""
+        post = Post(self, outcome, self._post_ended)
+        self._posts[outcome.ticket] = post
+        self._keep_later()
         post.send()
 
     def _post_ended(self, post):
-        self._posts.discard(post)
-        record = post.record
-        self._no_pings(record.ticket)
-        if "failure" in record.data and self._says_yes("KeepFailed"):
-            record.keep(os.path.join(self._folder, "failed"))
-        record.remove()
-        if record.folder != self._place:
-            self._remove_place(record.folder)
-        self._ask()
-        self._maybe_end()
+        del self._posts[post.outcome.ticket]
+        self.settled(post.outcome)
+        self.go_on()
+
+    def settled(self, outcome):
+        """The server has confirmed it, or will not."""
+        self.forget(outcome.ticket)
+        outcome.remove()
+        if isinstance(outcome, Record):
+            if outcome.folder != self._place:
+                self._remove_place(outcome.folder)
+        elif outcome.kept:
+            self._unsent -= 1
+            if not self._unsent:
+                quietly(os.unlink, os.path.join(self._place, UNSENT))
+
+    # what the server did not confirm at once is put on disk
+
+    def _keep_later(self):
+        if self._keeping is None:
+            self._keeping = self.loop.later(KEEP_AFTER, self._keep_old)
+
+    def _keep_old(self):
+        self._keeping = None
+        now = time.monotonic()
+        outcomes = self._unconfirmed()
+        self.keep_unsent([each for each in outcomes if now - each.since >= KEEP_AFTER])
+        if outcomes:
+            self._keep_later()
+
+    def _unconfirmed(self):
+        """The outcomes that are in memory."""
+        found = [post.outcome for post in self._posts.values()]
+        found = [outcome for outcome in found if isinstance(outcome, Outcome)]
+        return found + (self._exchange.unconfirmed() if self._exchange else [])
+
+    def keep_unsent(self, outcomes):
+        """Put outcomes on disk, so that the session's next client here can tell them."""
+        new = [each for each in outcomes if isinstance(each, Outcome)]
+        new = [each for each in new if each.lasting and not each.kept]
+        if not new:
+            return
+        try:
+            with open(os.path.join(self._place, UNSENT), "ab") as file:
+                file.write(b"".join([outcome.entry() for outcome in new]))
+        except OSError as error:
+            log("cannot record %d tickets: %s", len(new), error)
+            return
+        self._unsent += len(new)
+        for outcome in new:
+            outcome.kept = True
 
     # the end
 
@@ -1896,13 +2867,20 @@ class Client:
             self._leave()
             return
         failure = [("Kind", "stopped"), ("Reason", "the client was stopped")]
-        for ticket, run in self._runs.items():
-            if not run.over:
+        for run in self._engine.runs.values() if self._engine else ():
+            if run.over:
+                continue
+            run.over = True
+            outcome = Outcome(run.task.ticket, None, failure_body(failure, None), False)
+            if self._exchange:
+                self._exchange.add(outcome)
+            else:
                 self._reports += 1
-                query = [("ticket", ticket)]
-                make_body = functools.partial(failure_body, failure, None)
-                self.call("POST", "/failed", query, self._reported, make_body)
+                path, query, make_body = outcome.request()
+                self.call("POST", path, query, self._reported, make_body)
         self.end(128 + number, "stopped by signal %d" % number)
+        if self._exchange:
+            self._exchange.part()
 
     def _reported(self, _response):
         self._reports -= 1
@@ -1916,37 +2894,38 @@ class Client:
         self._code = code
         if self._asking:
             self._asking.cancel()
-        for ticket in list(self._pings):
-            self._no_pings(ticket)
-        for run in self._runs.values():
-            run.stop()
+        for timer in self._pings.values():
+            self.loop.cancel(timer)
+        self._pings.clear()
+        if self._engine:
+            for run in self._engine.runs.values():
+                self._engine.stop(run)
         self._farewell = self.loop.later(STOP_GRACE + 0.2, self._leave)
         self._maybe_end()
 
     def _maybe_end(self):
-        if self._runs or self._reports:
+        if self._engine and self._engine.runs or self._reports:
             return
+        telling = self._exchange and (self._exchange.busy() or self._exchange.outbox)
         if not self.lives():
-            if not any(post.under_way for post in self._posts):
+            posting = any(post.under_way for post in self._posts.values())
+            if not posting and not (self._exchange and self._exchange.busy()):
                 self._leave()
-        elif self._no_more and not self._posts:
+        elif self._no_more and not (self._posts or telling or self._engine.waiting):
             self._code = EXIT_OK
             log("no task is left")
             self._leave()
 
     def _leave(self):
         self.loop.cancel(self._farewell)
-        for run in self._runs.values():
-            run.kill()
-        for run in self._runs.values():
-            run.wait()
+        if self._engine:
+            self._engine.kill_all()
         self.loop.stop()
 
     def run(self):
         """All of it; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self.loop.on_signal(number, self.stopped)
-        self.loop.on_signal(signal.SIGCHLD, self._look_at_workers)
         self._introduce(None)
         # a little later than what knows the reason, where there is no answer at all
         self._silent = self.loop.later(self._patience + 0.1, self._lose_patience)
@@ -1961,11 +2940,14 @@ class Client:
         """Leave what config says, and what the next client is to post."""
         if self._guard:
             self._guard.close()
-        places = {post.record.folder for post in self._posts}
+        places = {record.folder for record in self.large()}
         if self._place:
             places.add(self._place)
         if self._code == EXIT_REFUSED:
             self._posts.clear()
+            self._unsent = 0
+        else:
+            self.keep_unsent(self._unconfirmed())
         if self.executable:
             self.executable.remove(self._says_yes("DeleteWorker"))
             for names in (("worker", plain(self.platform)), ("worker",)):
@@ -1981,10 +2963,10 @@ class Client:
     def _remove_place(self, place):
         """Remove a client's folder, but for the log and the tickets that wait to be posted."""
         waiting = {
-            os.path.basename(post.record.base)
-            for post in self._posts
-            if post.record.folder == place
+            os.path.basename(record.base) for record in self.large() if record.folder == place
         }
+        if place == self._place and self._unsent:
+            waiting.add(UNSENT)
         if not waiting:
             remove_tree(place)
             return

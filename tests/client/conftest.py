@@ -63,11 +63,21 @@ def python(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def master() -> Iterator[Master]:
-    master = Master()
+def exchange() -> bool:
+    """Has the master an exchange? ``BOTH`` has a test try both."""
+    return True
+
+
+BOTH = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "single"])
+
+
+@pytest.fixture
+def master(exchange: bool) -> Iterator[Master]:
+    master = Master(exchange)
     master.start()
     yield master
     master.worker_may_go.set()
+    master.exchange_may_go.set()
     master.stop()
 
 

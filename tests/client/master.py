@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import Any
@@ -49,10 +51,24 @@ class Content:
     data: bytes
 
 
+@dataclass
+class Exchange:
+    """One exchange as it was heard, and what it brought."""
+
+    want: int
+    size: int
+    #: Words of the entries' first lines.
+    entries: list[list[str]]
+    tasks: list[int] = field(default_factory=list)
+
+    def tickets(self, kind: str) -> list[int]:
+        return [int(words[1]) for words in self.entries if words[0] == kind]
+
+
 class Master:
     """Serves the tasks it was given; everything it hears is in its attributes."""
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: bool = True) -> None:
         self.changed = threading.Condition()
         self.config: dict[str, str] = {
             "DeleteWorker": "Yes",
@@ -63,8 +79,12 @@ class Master:
             "Nice": "0",
             "Session": "sweep",
         }
+        if exchange:
+            self.config |= {"Exchange": "/exchange", "ExchangeMost": "1048576"}
         self.worker: bytes | None = None
         self.tasks: list[Task] = []
+        #: Every task that was ever told, by ticket.
+        self.everything: dict[int, Task] = {}
         #: Tickets given out and not settled.
         self.live: set[int] = set()
         self.given: list[int] = []
@@ -72,6 +92,12 @@ class Master:
         self.completed: dict[int, dict[str, Content]] = {}
         self.failed: dict[int, dict[str, str]] = {}
         self.tails: dict[int, bytes] = {}
+        self.exchanges: list[Exchange] = []
+        #: An exchange gives no more tasks than this.
+        self.share = 1 << 30
+        #: An exchange waits for this after it was heard, before anything is done.
+        self.exchange_may_go = threading.Event()
+        self.exchange_may_go.set()
         self.requests: list[tuple[str, dict[str, str], dict[str, str]]] = []
         #: What a path answers instead, one request after another: status and Retry-After.
         self.answers: dict[str, list[tuple[int, str | None]]] = {}
@@ -108,6 +134,7 @@ class Master:
     def add(self, *tasks: Task) -> None:
         with self.changed:
             self.tasks += tasks
+            self.everything.update({task.ticket: task for task in tasks})
             self.changed.notify_all()
 
     def wait(self, condition: Callable[[], Any], limit: float = 20.0) -> None:
@@ -116,6 +143,10 @@ class Master:
             assert self.changed.wait_for(condition, limit), (
                 f"not in {limit} s; completed {sorted(self.completed)}, failed {self.failed}"
             )
+
+    def heard(self, kind: str) -> list[int]:
+        """The tickets that entries of that kind were about, in order."""
+        return [ticket for exchange in self.exchanges for ticket in exchange.tickets(kind)]
 
     def count(self, path: str) -> int:
         return sum(1 for request in self.requests if request[0] == path)
@@ -248,43 +279,102 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve_complete(self, master: Master, query: dict[str, str]) -> None:
         body = Limited(self.rfile, int(self.headers["Content-Length"]))
-        results = {}
-        while body.left:
-            assert body.line() == b"[Result]"
-            name = body.pair(b"Name").decode()
-            results[name] = body.content(int(body.pair(b"Length")))
-        self.settle(master, query, results=results)
+        self.settle(master, int(query["ticket"]), read_results(body))
+        self.answer(200, b"")
 
     def serve_failed(self, master: Master, query: dict[str, str]) -> None:
         body = Limited(self.rfile, int(self.headers["Content-Length"]))
-        pairs: dict[str, str] = {}
-        tail = None
-        while body.left and tail is None:
-            key, _, value = body.line().partition(b"=")
-            if key == b"Length":
-                tail = body.content(int(value)).data
+        self.settle(master, int(query["ticket"]), failure=read_failure(body))
+        self.answer(200, b"")
+
+    def serve_exchange(self, master: Master, query: dict[str, str]) -> None:
+        size = int(self.headers["Content-Length"])
+        assert size <= int(master.config["ExchangeMost"])
+        body = Limited(self.rfile, size)
+        exchange = Exchange(int(query["want"]), size, [])
+        deeds: list[Callable[[], None]] = []
+        answer = b""
+        while body.left:
+            words = body.line().decode().split()
+            exchange.entries.append(words)
+            kind, ticket = words[0], int(words[1])
+            if kind in {"complete", "failed"}:
+                part = Limited(io.BytesIO(body.read(int(words[-1]))), int(words[-1]))
+                assert body.read(1) == b"\n"
+                how = read_results(part) if kind == "complete" else None
+                failure = None if kind == "complete" else read_failure(part)
+                deeds.append(partial(self.settle, master, ticket, how, failure))
+                assert not part.left
+            elif kind == "back":
+                deeds.append(partial(self.give_back, master, ticket))
             else:
-                pairs[key.decode()] = value.decode()
-        self.settle(master, query, failure=pairs, tail=tail or b"")
+                assert kind in {"running", "waiting"}, kind
+                if ticket in master.over:
+                    answer += b"over %d\n" % ticket
+        with master.changed:
+            master.exchanges.append(exchange)
+            master.changed.notify_all()
+        master.exchange_may_go.wait(20)
+        with master.changed:
+            if self.server.going:
+                self.close_connection = True
+                return
+            for deed in deeds:
+                deed()
+            for task in master.tasks[: min(exchange.want, master.share)]:
+                exchange.tasks.append(task.ticket)
+                encoded = task.encode()
+                answer += b"task %d\n%s\n" % (len(encoded), encoded)
+            del master.tasks[: len(exchange.tasks)]
+            master.live.update(exchange.tasks)
+            master.given += exchange.tasks
+            if exchange.want and not exchange.tasks:
+                answer += b"none\n" if master.live or master.more else b"end\n"
+            master.changed.notify_all()
+        self.answer(200, answer)
+
+    def give_back(self, master: Master, ticket: int) -> None:
+        if ticket in master.live:
+            master.live.remove(ticket)
+            task = replace(master.everything[ticket], ticket=max(master.everything) + 1)
+            master.everything[task.ticket] = task
+            master.tasks.append(task)
 
     def settle(
         self,
         master: Master,
-        query: dict[str, str],
+        ticket: int,
         results: dict[str, Content] | None = None,
-        failure: dict[str, str] | None = None,
-        tail: bytes = b"",
+        failure: tuple[dict[str, str], bytes] | None = None,
     ) -> None:
-        ticket = int(query["ticket"])
         with master.changed:
             if results is not None:
                 master.completed[ticket] = results
             if failure is not None:
-                master.failed[ticket] = failure
-                master.tails[ticket] = tail
+                master.failed[ticket], master.tails[ticket] = failure
             master.live.discard(ticket)
             master.changed.notify_all()
-        self.answer(200, b"")
+
+
+def read_results(body: Limited) -> dict[str, Content]:
+    results = {}
+    while body.left:
+        assert body.line() == b"[Result]"
+        name = body.pair(b"Name").decode()
+        results[name] = body.content(int(body.pair(b"Length")))
+    return results
+
+
+def read_failure(body: Limited) -> tuple[dict[str, str], bytes]:
+    pairs: dict[str, str] = {}
+    tail = None
+    while body.left and tail is None:
+        key, _, value = body.line().partition(b"=")
+        if key == b"Length":
+            tail = body.content(int(value)).data
+        else:
+            pairs[key.decode()] = value.decode()
+    return pairs, tail or b""
 
 
 class Limited:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.conftest import CLIENT, Hosts
+from tests.client.conftest import BOTH, CLIENT, Hosts
 from tests.client.master import SESSION, Master, Task
 from tests.client.test_work import WORKER, until
 
@@ -184,18 +184,21 @@ def test_one_client_for_each_host_and_session(hosts: Hosts, master: Master) -> N
 # --- the server goes, refuses, stumbles --------------------------------------------------------
 
 
-def test_403_stops_the_workers(hosts: Hosts, master: Master) -> None:
+@BOTH
+def test_403_stops_the_workers(hosts: Hosts, master: Master, exchange: bool) -> None:
     master.config["Ping"] = "0.1"
     master.add(Task(10000, SLEEPS))
     client = hosts.start()
     until(lambda: running(hosts))
-    master.answers["/ping"] = [(403, None)]
+    with master.changed:
+        master.answers["/exchange" if exchange else "/ping"] = [(403, None)]
 
     assert client.wait(10) == 66
     assert hosts.gone()
     assert not hosts.dir.exists()
 
 
+@BOTH
 def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "/bin/sh -c 'until test -e go; do sleep 0.02; done; echo here'"))
     client = hosts.start(Slots="2")
@@ -203,7 +206,7 @@ def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> N
     master.stop()
     (errors,) = hosts.dir.glob("sweep-*/h*/*.err")
     errors.with_suffix("").joinpath("go").touch()
-    until(lambda: errors.with_suffix(".json").exists())
+    until(lambda: list(hosts.dir.glob("sweep-*/h*/unsent")))
     assert client.poll() is None
     master.add(Task(10001, "echo more"))
     master.start()
@@ -213,6 +216,7 @@ def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> N
     assert master.text(10001) == "more\n"
 
 
+@pytest.mark.parametrize("exchange", [False])
 def test_uploads_are_repeated_until_confirmed(hosts: Hosts, master: Master) -> None:
     master.answers["/complete"] = [(503, "0"), (503, None), (500, None)]
     master.answers["/task"] = [(503, "0"), (502, None)]
@@ -225,6 +229,7 @@ def test_uploads_are_repeated_until_confirmed(hosts: Hosts, master: Master) -> N
     assert master.count("/complete") == 5
 
 
+@pytest.mark.parametrize("exchange", [False])
 @pytest.mark.parametrize("status", [400, 404, 405, 413])
 def test_a_final_answer_drops_the_ticket(hosts: Hosts, master: Master, status: int) -> None:
     master.answers["/complete"] = [(status, None)]
@@ -252,8 +257,7 @@ def test_patience_ends_and_the_next_client_posts(hosts: Hosts, master: Master) -
     assert client.wait(15) == 64
     assert hosts.gone()
     (place,) = hosts.places()
-    kept = sorted(path.suffix for path in place.iterdir())
-    assert kept == ["", ".err", ".json", ".out"]
+    assert [path.name for path in place.iterdir()] == ["unsent"]
 
     with master.changed:
         master.live.clear()
@@ -317,31 +321,58 @@ def test_the_sweep_kills_no_stranger(hosts: Hosts, master: Master) -> None:
         stranger.wait()
 
 
-def test_the_next_client_posts_what_a_killed_one_had(hosts: Hosts, master: Master) -> None:
-    master.answers["/complete"] = [(503, "60")]
-    master.answers["/failed"] = [(503, "60")]
-    task = Task(10000, "/bin/sh -c 'mkdir d; echo deep > d/f'", results={"r": "d/f"})
-    master.add(task, Task(10001, "/bin/sh -c 'echo why >&2; exit 1'"))
-    client = hosts.start(Slots="2")
-    master.wait(lambda: master.count("/complete") and master.count("/failed"))
+@BOTH
+def test_the_next_client_posts_what_a_killed_one_had(
+    hosts: Hosts, master: Master, exchange: bool
+) -> None:
+    go = f"until test -e {hosts.home}/go; do sleep 0.02; done"
+    large = "mkdir d; yes deep | head -c 100000 > d/f"
+    results = {"r": "d/f", "out": "stdout"}
+    master.add(
+        Task(10000, f"/bin/sh -c '{go}; {large}; echo short'", results=results),
+        Task(10001, f"/bin/sh -c '{go}; echo why >&2; exit 1'"),
+        Task(10002, f"/bin/sh -c '{go}; echo small'"),
+    )
+    client = hosts.start(Slots="3")
+    until(lambda: running(hosts, "/bin/sh -c until") == 3)
+    with master.changed:
+        for path in ("/complete", "/failed", "/exchange"):
+            master.answers[path] = [(503, "60"), (503, "60")]
+    (hosts.home / "go").touch()
+    (place,) = hosts.places()
+    entries = place / "unsent"
+    until(lambda: list(place.glob("*.json")))
+    until(
+        lambda: entries.exists() and b"why" in (text := entries.read_bytes()) and b"small" in text
+    )
     client.kill()
     client.wait()
     with master.changed:
         master.live.clear()
+        master.answers.clear()
 
     assert hosts.run() == 0
 
-    assert master.text(10000, "r") == "deep\n"
+    assert master.completed[10000]["r"].size == 100_000
+    assert master.text(10000, "out") == "short\n"
     assert master.failed[10001]["Exit"] == "1"
     assert master.tails[10001] == b"why\n"
+    assert master.text(10002) == "small\n"
     assert not hosts.dir.exists()
 
 
-def test_a_refused_session_leaves_nothing_of_earlier_clients(hosts: Hosts, master: Master) -> None:
-    master.answers["/complete"] = [(503, "60"), (403, None)]
-    master.add(Task(10000, "echo a"))
+@BOTH
+def test_a_refused_session_leaves_nothing_of_earlier_clients(
+    hosts: Hosts, master: Master, exchange: bool
+) -> None:
+    master.add(Task(10000, f"/bin/sh -c 'until test -e {hosts.home}/go; do sleep 0.02; done'"))
     client = hosts.start()
-    master.wait(lambda: master.count("/complete"))
+    until(lambda: running(hosts, "/bin/sh -c until"))
+    with master.changed:
+        path = "/exchange" if exchange else "/complete"
+        master.answers[path] = [(503, "60"), (403, None)]
+    (hosts.home / "go").touch()
+    until(lambda: list(hosts.dir.glob("sweep-*/h*/unsent")))
     client.kill()
     client.wait()
 
@@ -352,7 +383,7 @@ def test_a_refused_session_leaves_nothing_of_earlier_clients(hosts: Hosts, maste
 
 def test_a_result_that_vanishes_before_it_is_sent(hosts: Hosts, master: Master) -> None:
     master.answers["/complete"] = [(503, "2")]
-    master.add(Task(10000, "echo a"))
+    master.add(Task(10000, "head -c 100000 /dev/zero"))
     client = hosts.start()
     master.wait(lambda: master.count("/complete"))
     (output,) = hosts.dir.glob("sweep-*/h*/*.out")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.conftest import Hosts
+from tests.client.conftest import BOTH, Hosts
 from tests.client.master import SESSION, Master, Task
 
 WORKER = b"#!/bin/sh\necho worker $0 says $@\n"
@@ -25,6 +25,7 @@ def until(condition: object, limit: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+@BOTH
 @pytest.mark.parametrize("slots", [1, 3])
 def test_works_a_session_to_its_end_and_leaves_nothing(
     hosts: Hosts, master: Master, slots: int
@@ -55,7 +56,8 @@ def test_slots_work_at_the_same_time(hosts: Hosts, master: Master, tmp_path: Pat
     assert {master.text(ticket).strip() for ticket in master.completed} == {"0", "1", "2"}
 
 
-def test_requests_say_who_is_asking(hosts: Hosts, master: Master) -> None:
+@BOTH
+def test_requests_say_who_is_asking(hosts: Hosts, master: Master, exchange: bool) -> None:
     master.worker = WORKER
     master.add(Task(10000, "worker"))
 
@@ -71,9 +73,14 @@ def test_requests_say_who_is_asking(hosts: Hosts, master: Master) -> None:
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
     assert config["platform"] == f"linux-{machine}"
     asked = {path: query for path, query, _ in master.requests}
-    assert asked["/task"]["worker"] == "worker"
+    assert asked["/exchange" if exchange else "/task"]["worker"] == "worker"
     assert asked["/worker"]["name"] == "worker"
-    assert float(asked["/complete"]["seconds"]) < 10
+    if exchange:
+        (seconds,) = [words[2] for one in master.exchanges for words in one.entries]
+        assert float(seconds) < 10
+        assert not set(asked) & {"/task", "/complete"}
+    else:
+        assert float(asked["/complete"]["seconds"]) < 10
 
 
 def test_workers_get_their_variables(hosts: Hosts, master: Master) -> None:
@@ -138,7 +145,7 @@ def test_names_are_the_same_in_every_locale(
     assert folder == same
     assert folder.startswith(f"{hosts.dir.resolve()}/")
     queries = {path: query for path, query, _ in master.requests}
-    assert queries["/worker"]["name"] == queries["/task"]["worker"] == "wörker"
+    assert queries["/worker"]["name"] == queries["/exchange"]["worker"] == "wörker"
     assert not hosts.dir.exists()
 
 
@@ -166,6 +173,7 @@ def test_inputs_arrive_whole(hosts: Hosts, master: Master, framing: str) -> None
     assert master.text(10002) == ""
 
 
+@BOTH
 def test_results_come_from_files_and_streams(hosts: Hosts, master: Master) -> None:
     odd = b"a\n--end content--\n[Result]\nName=output\n\0\xff"
     master.add(
@@ -190,6 +198,7 @@ def test_results_come_from_files_and_streams(hosts: Hosts, master: Master) -> No
     assert got == {"a": odd, "b": b"no\n", "c": b"yes\n", "d": b"err\n", "e": b""}
 
 
+@BOTH
 def test_failures_say_why(hosts: Hosts, master: Master, tmp_path: Path) -> None:
     link = "ln -s /etc/passwd result"
     script = tmp_path / "script"
@@ -306,10 +315,14 @@ def test_children_that_outlive_their_worker_are_killed(hosts: Hosts, master: Mas
     until(lambda: not any(line.startswith("sleep") for line in hosts.processes().values()))
 
 
-def test_pings_for_each_ticket_and_205_stops_the_worker(hosts: Hosts, master: Master) -> None:
+@BOTH
+def test_pings_for_each_ticket_and_205_stops_the_worker(
+    hosts: Hosts, master: Master, exchange: bool
+) -> None:
     def pings(ticket: str) -> bool:
-        asked = [query for path, query, _ in master.requests if path == "/ping"]
-        return sum(query["ticket"] == ticket for query in asked) > 2
+        asked = [query["ticket"] for path, query, _ in master.requests if path == "/ping"]
+        assert not (asked and exchange)
+        return (asked + [str(each) for each in master.heard("running")]).count(ticket) > 2
 
     master.config["Ping"] = "0.1"
     master.add(Task(10000, "sleep 1000"), Task(10001, "sleep 1001"))
@@ -356,6 +369,7 @@ def test_a_large_input_needs_little_memory(hosts: Hosts, master: Master) -> None
     assert master.text(10000).strip() == "120000000"
 
 
+@BOTH
 def test_a_stopped_client_reports_its_tickets(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "sleep 1000"), Task(10001, "sleep 1000"))
     client = hosts.start(Slots="2")
@@ -370,6 +384,7 @@ def test_a_stopped_client_reports_its_tickets(hosts: Hosts, master: Master) -> N
     assert not hosts.dir.exists()
 
 
+@BOTH
 def test_a_stopped_client_does_not_wait_for_a_dead_server(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "sleep 1000"))
     client = hosts.start()
