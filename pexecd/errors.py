@@ -110,5 +110,16 @@ class HostError(PexecdError):
         super().__init__(f"{spoken(host)}: {self.reason}")
 
 
+class ForwardRefusedError(HostError):
+    """The SSH server does not let us listen on the host, on a unix socket or a port."""
+
+    retry = False
+    advice = (
+        "allow AllowStreamLocalForwarding or AllowTcpForwarding in its sshd_config (PermitListen, "
+        "DisableForwarding and options of the key forbid it, too), or let hosts reach the "
+        "master without a tunnel, by listen = in [job]"
+    )
+
+
 class InvariantBrokenError(PexecdError):
     """A bug of ours: the master stops, and its supervisor starts it again from the journal."""

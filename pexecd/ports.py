@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolFactory
 from zope.interface import Attribute, Interface
 
 from pexecd.core.effects import Record
@@ -362,6 +363,21 @@ class IConnection(Interface):
 
         Returns:
             Fires when it is in place; fails with ``HostError``.
+        """
+
+    def forward(socket: str | None, factory: IProtocolFactory) -> Deferred[int]:
+        """Let programs on the host connect to ``factory``, as long as the connection is there.
+
+        Args:
+            socket: the absolute path of a unix socket to be made on the host, where nothing
+                is yet; None: a port of the host's loopback that its SSH server picks, which
+                every user of the host can connect to.
+            factory: builds a protocol for each connection made there. Their transports can
+                be paused, and pause the producers that are registered with them.
+
+        Returns:
+            Fires with the port, 0 for a socket, when it can be connected to. Fails with
+            ``ForwardRefusedError`` if the server does not allow it, or another ``HostError``.
         """
 
     def close() -> Deferred[None]:

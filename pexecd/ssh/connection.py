@@ -1,22 +1,30 @@
-"""The connection of a user who is logged in: commands and copies, each in a channel."""
+"""The connection of a user who is logged in: commands, copies, tunnels, each in channels."""
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from twisted.conch.error import ConchError
+from twisted.conch.ssh.channel import SSHChannel
+from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.connection import SSHConnection
 from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IProtocolFactory
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pexecd.errors import HostError
+from pexecd.errors import ForwardRefusedError, HostError
 from pexecd.ports import CommandResult, IConnection
 from pexecd.ssh.errors import TimedOutError
 from pexecd.ssh.quiet import QUIET
 from pexecd.ssh.scp import Upload
 from pexecd.ssh.session import Command, Session
+from pexecd.ssh.stream import Stream
 from pexecd.units import Seconds
 
 if TYPE_CHECKING:
@@ -27,7 +35,10 @@ if TYPE_CHECKING:
 MOST_CHANNELS = 5
 
 #: Stages, for messages.
-COMMAND, COPY = "command", "copy"
+COMMAND, COPY, FORWARD = "command", "copy", "forward"
+
+#: Where a forwarded port listens.
+LOOPBACK = b"127.0.0.1"
 
 
 @implementer(IConnection)
@@ -58,6 +69,10 @@ class Connection(SSHConnection):
         self._reactor = reactor
         self._channel_limit = channel_limit
         self._slots = DeferredSemaphore(MOST_CHANNELS)
+        # by path or port
+        self._forwards: dict[bytes | int, IProtocolFactory] = {}
+        #: The network takes no more just now: streams wait.
+        self.congested = False
 
     # --- IConnection -------------------------------------------------------------------------
 
@@ -73,6 +88,40 @@ class Connection(SSHConnection):
         """
         upload = partial(Upload, self._reactor, source, target, mode)
         return self._within(timeout, COPY, upload).addCallback(lambda _: None)
+
+    def forward(self, socket: str | None, factory: IProtocolFactory) -> Deferred[int]:
+        """See ``IConnection.forward``."""
+        return Deferred.fromCoroutine(self._forward(socket, factory))
+
+    async def _forward(self, socket: str | None, factory: IProtocolFactory) -> int:
+        if self.error is not None:
+            raise self.error
+        if socket is not None:
+            path = os.fsencode(socket)
+            await self._ask(b"streamlocal-forward@openssh.com", NS(path), "unix sockets")
+            self._forwards[path] = factory
+            return 0
+        request = NS(LOOPBACK) + struct.pack(">L", 0)
+        answer = await self._ask(b"tcpip-forward", request, "ports")
+        (port,) = struct.unpack(">L", answer[:4])
+        self._forwards[port] = factory
+        return int(port)
+
+    def _ask(self, request: bytes, data: bytes, what: str) -> Deferred[bytes]:
+        """Ask the server for a forward; it never says why it does not want to."""
+
+        def late(_: object, limit: Seconds) -> bytes:
+            said = f"the SSH server does not answer within {limit:g} s"
+            raise TimedOutError(self._host, FORWARD, said)
+
+        def refused(failure: Failure) -> NoReturn:
+            failure.trap(ConchError)
+            raise self.error or ForwardRefusedError(
+                self._host, FORWARD, f"the SSH server does not let {what} be forwarded"
+            )
+
+        answer: Deferred[bytes] = self.sendGlobalRequest(request, data, wantReply=True)
+        return answer.addTimeout(self._channel_limit, self._reactor, late).addErrback(refused)
 
     def close(self) -> Deferred[None]:
         """See ``IConnection.close``."""
@@ -111,8 +160,35 @@ class Connection(SSHConnection):
         answer = self.sendGlobalRequest(b"keepalive@openssh.com", b"", wantReply=True)
         answer.addErrback(lambda _: None)
 
+    def set_congested(self, congested: bool) -> None:
+        """The network takes no more just now, or it does again: streams wait, or go on."""
+        self.congested = congested
+        for channel in [] if congested else list(self.channels.values()):
+            if isinstance(channel, Stream):
+                channel.flush()
+
     # --- Conch -------------------------------------------------------------------------------
 
-    def openChannel(self, channel: Session, extra: bytes = b"") -> None:
+    def openChannel(self, channel: SSHChannel, extra: bytes = b"") -> None:
         channel.conn = self  # Conch does that later: too late for one that never opens
         super().openChannel(channel, extra)
+
+    def adjustWindow(self, channel: SSHChannel, bytesToAdd: int) -> None:
+        """Let the peer send more, but on a stream that is paused: it asks when it goes on."""
+        if not (isinstance(channel, Stream) and channel.paused):
+            super().adjustWindow(channel, bytesToAdd)
+
+    def channel_forwarded_tcpip(self, window: int, packet: int, data: bytes) -> Stream | None:
+        """Somebody on the host has connected to a port of ours."""
+        _, rest = getNS(data)
+        return self._stream(struct.unpack(">L", rest[:4])[0], window, packet)
+
+    def channel_forwarded_streamlocal_openssh_com(
+        self, window: int, packet: int, data: bytes
+    ) -> Stream | None:
+        """Somebody on the host has connected to a socket of ours."""
+        return self._stream(getNS(data)[0], window, packet)
+
+    def _stream(self, place: bytes | int, window: int, packet: int) -> Stream | None:
+        factory = self._forwards.get(place)
+        return Stream(factory, self._host, self._reactor, window, packet) if factory else None

@@ -161,6 +161,7 @@ class Transport(transport.SSHClientTransport):
         """Talk to the host."""
         self._enter(GREETING, self._deadlines.greeting)
         super().connectionMade()
+        self.transport.registerProducer(self, streaming=True)
         self.transport.resumeProducing()
 
     def _enter(self, stage: str, limit: Seconds) -> None:
@@ -200,6 +201,7 @@ class Transport(transport.SSHClientTransport):
         if self.error is None:
             self.error = self._explain(reason, desc)
         super().sendDisconnect(reason, b"")  # Conch puts our own failures into it, paths and all
+        self.transport.unregisterProducer()  # a paused one would keep the connection open
         self._after(self._deadlines.close, self.transport.abortConnection)
 
     def _explain(self, reason: int, desc: bytes) -> HostError:
@@ -213,6 +215,21 @@ class Transport(transport.SSHClientTransport):
         if reason == transport.DISCONNECT_PROTOCOL_VERSION_NOT_SUPPORTED:
             return NotSSHError(self._host, GREETING, "not SSH version 2", said)
         return ConnectionLostError(self._host, self.stage, "the SSH protocol was broken", said)
+
+    # --- back-pressure -----------------------------------------------------------------------
+
+    def pauseProducing(self) -> None:
+        """The network takes no more just now."""
+        self._connection.set_congested(True)
+
+    def resumeProducing(self) -> None:
+        """It does again."""
+        self._connection.set_congested(False)
+
+    def stopProducing(self) -> None:
+        """The connection is gone, as ``connectionLost`` says."""
+
+    # --- the end ---------------------------------------------------------------------------
 
     def receiveError(self, reasonCode: int, description: bytes) -> None:
         """The peer says why it disconnects."""

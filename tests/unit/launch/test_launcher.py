@@ -60,6 +60,11 @@ class ScriptedConnection:
         self.asked.append(f"copy {source} {target} {mode:o}")
         return succeed(None)
 
+    def forward(self, socket: str | None, factory: object) -> Deferred[int]:
+        self.asked.append(f"forward {socket}")
+        answer = self._answers.pop(0)
+        return fail(answer) if isinstance(answer, HostError) else succeed(answer)
+
     def close(self) -> Deferred[None]:
         self.closed = True
         return succeed(None)
