@@ -286,31 +286,56 @@ def backoff():
 
 
 class Server:
-    """Where the master is: ``http://host:port``, a name, an IPv4 or an [IPv6] address."""
+    """Where the master is.
+
+    ``http://host:port``: a name, an IPv4 or an [IPv6] address. ``https://host:port#SHA256``: the
+    same by TLS, with the one who has the certificate of that checksum. ``unix:PATH``: a socket.
+    ``file:PATH``: what a file says, which is read again when no known address answers: a tunnel
+    may come back at another place. Socket and file are in a folder that is ours alone.
+    """
 
     def __init__(self, url):
+        self.url = url
+        self.path = self.authority = self.pin = self.socket = ""
+        self._file = to_path(url[5:]) if url.startswith("file:") else ""
+        self._addresses = []
+        if not self._file:
+            self._read(url)
+
+    def __str__(self):
+        return self.url
+
+    def _read(self, url):
+        scheme, _, rest = url.partition(":")
+        if scheme == "unix" and rest.startswith("/"):
+            self.path, self.authority, self.pin, self.socket = "", "localhost", "", to_path(rest)
+            return
         parts = urllib.parse.urlsplit(url)
-        try:
-            port = parts.port or 80
-        except ValueError:
-            port = 0
-        if parts.scheme != "http" or not parts.hostname or not port:
-            raise ValueError("not http://host:port: %s" % url)
+        port = parts.port or {"http": 80, "https": 443}.get(scheme)
+        secure = re.fullmatch("[0-9a-f]{64}", parts.fragment) if scheme == "https" else None
+        if not (parts.hostname and (scheme == "http" or secure)):
+            text = "not http://host:port, https://host:port#SHA256, unix:PATH or file:PATH: %s"
+            raise ValueError(text % url)
         self._where = (parts.hostname, port)
+        self.pin = parts.fragment if secure else ""
+        self.socket = ""
         self.path = parts.path.rstrip("/")
         name = "[%s]" % parts.hostname if ":" in parts.hostname else parts.hostname
         self.authority = "%s:%d" % (name, port)
-        self._addresses = []
-
-    def __str__(self):
-        return "http://%s%s" % (self.authority, self.path)
 
     def addresses(self):
-        """What the name stands for, the one that worked first; ``OSError`` if nothing.
+        """Families and addresses to try, the one that worked first; ``OSError`` if there is none.
 
         Looking up a name blocks the loop; it happens at the start, and again only when
         no known address answered.
         """
+        if self._file and not self._addresses:
+            check_folder_of(self._file)
+            with open(self._file) as file:
+                self._read(file.read().strip())
+        if self.socket:
+            check_folder_of(self.socket)  # each time: it may have been removed, and be another's
+            return [(socket.AF_UNIX, self.socket)]
         if not self._addresses:
             found = socket.getaddrinfo(*self._where, type=socket.SOCK_STREAM)
             self._addresses = [(entry[0], entry[4]) for entry in found]
@@ -321,6 +346,63 @@ class Server:
 
     def forget(self):
         self._addresses = []
+
+    def remove(self):
+        """We end: nobody needs the tunnel any more."""
+        if self._file:
+            quietly(os.unlink, self._file)
+            if self.socket:
+                quietly(os.unlink, self.socket)
+
+
+def check_folder_of(path):
+    """``OSError`` unless the folder that a file is in is ours alone: else it may be a trap."""
+    folder = os.path.dirname(path)
+    try:
+        check_ours(folder, os.lstat(folder))
+    except ClientError as error:
+        raise OSError(errno.EPERM, str(error)) from error
+
+
+class Pinned:
+    """TLS with the one who has a certificate; for the rest like a socket that does not block."""
+
+    def __init__(self, sock):
+        import ssl  # slow to load, and not in every Python
+
+        self._wants = {ssl.SSLWantReadError: selectors.EVENT_READ}
+        self._wants[ssl.SSLWantWriteError] = selectors.EVENT_WRITE
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # no authority is asked, the checksum decides
+        self._sock = context.wrap_socket(sock, do_handshake_on_connect=False)
+        self.fileno, self.close = self._sock.fileno, self._sock.close
+
+    def shake_hands(self, pin):
+        """Go on with that: what to wait for, 0 at the end; ``OSError`` if it is another's."""
+        try:
+            self._sock.do_handshake()
+        except tuple(self._wants) as error:
+            return self._wants[type(error)]
+        found = hashlib.sha256(self._sock.getpeercert(True)).hexdigest()
+        if found != pin:
+            raise OSError(errno.EPERM, "who answers is not the master: it has another certificate")
+        return 0
+
+    def send(self, data):
+        try:
+            return self._sock.send(data)
+        except tuple(self._wants) as error:
+            raise BlockingIOError from error
+
+    def recv(self, size):
+        try:
+            data = self._sock.recv(size)
+            while self._sock.pending():  # no selector tells of what has been decrypted
+                data += self._sock.recv(size)
+        except tuple(self._wants) as error:
+            raise BlockingIOError from error
+        return data
 
 
 class Body:
@@ -590,21 +672,37 @@ class Request:
             try:
                 self._sock = socket.socket(family, socket.SOCK_STREAM)
                 self._sock.setblocking(False)
-                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if family != socket.AF_UNIX:
+                    self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 code = self._sock.connect_ex(address)
                 if code == errno.EINPROGRESS:
                     yield from self._wait(selectors.EVENT_WRITE, CONNECT_LIMIT)
                     code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
+                    if server.pin:
+                        yield from self._secure(server.pin)
                     server.worked(address)
                     return
                 reason = os.strerror(code)
             except OSError as error:
                 reason = error.strerror or str(error)
-            tried.append("%s: %s" % (address[0], reason))
+            name = address if family == socket.AF_UNIX else address[0]
+            tried.append("%s: %s" % (name, reason))
             self._drop()
         server.forget()
         raise OSError("; ".join(tried))
+
+    def _secure(self, pin):
+        """Nothing is said before it is known who listens."""
+        self._loop.watch(self._sock, 0)
+        try:
+            self._sock = Pinned(self._sock)
+        except ImportError as error:
+            raise OSError(errno.ENOSYS, "this Python has no TLS: %s" % error) from error
+        mask = self._sock.shake_hands(pin)
+        while mask:
+            yield from self._wait(mask, CONNECT_LIMIT)
+            mask = self._sock.shake_hands(pin)
 
     def _talk(self):
         body = self._make_body()
@@ -1157,8 +1255,11 @@ class HostLock:
         os.close(descriptor)
         return None
 
+    def held(self):
+        return self._descriptor is not None
+
     def release(self):
-        if self._descriptor is not None:
+        if self.held():
             quietly(os.unlink, self._path)
             os.close(self._descriptor)
             quietly(os.rmdir, self._folder)
@@ -3036,7 +3137,8 @@ def read_settings(arguments):
         dest="file",
         metavar="FILE",
         help="read Key=Value lines from a file, or - for standard input; Server is "
-        "http://host:port; keys: " + ", ".join(FILE_KEYS),
+        "http://host:port, https://host:port#SHA256 of the certificate, unix:PATH of a socket, or "
+        "file:PATH of a file that says one of these; keys: " + ", ".join(FILE_KEYS),
     )
     add("--slots", type=int, default=usable_cores(), help="workers at once (default: cores)")
     add("--dir", default="~/.cache/pexecd", help="folder for all files (default: %(default)s)")
@@ -3141,19 +3243,23 @@ def main(arguments):
     log.secret = settings.session
     tell = go_to_background() if settings.background else None
     lock = HostLock(settings.session, settings.host or os.uname().nodename)
+    code = EXIT_BUG
     try:
         verify(settings.verify)
         lock.take()
         settings.dir = own_folder(os.path.expanduser(settings.dir))
-        return Client(settings, tell).run()
+        code = Client(settings, tell).run()
     except ClientError as error:
         log("%s", error)
-        return error.code
+        code = error.code
     except Exception:
         log("%s", traceback.format_exc())
-        return EXIT_BUG
     finally:
+        # a refusal comes from a newer session, which needs the tunnel
+        if lock.held() and code != EXIT_REFUSED:
+            settings.server.remove()
         lock.release()
+    return code
 
 
 if __name__ == "__main__":

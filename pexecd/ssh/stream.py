@@ -105,7 +105,7 @@ class Stream(SSHChannel):
         self._go_on_closing()
 
     def _go_on_closing(self) -> None:
-        if self._waiting or self._producer is not None:
+        if self._waiting or self._producer_paused:
             return
         if self.disconnecting:
             self.conn.sendClose(self)
@@ -129,6 +129,7 @@ class Stream(SSHChannel):
         """Tell the protocol, once, as soon as it can do nothing more with it."""
         protocol, self._protocol = self._protocol, None
         producer, self._producer = self._producer, None
+        self._producer_paused = False
         self._received.clear()
         self._waiting.clear()
         if self._delivery is not None:
@@ -240,7 +241,7 @@ class Stream(SSHChannel):
             producer.pauseProducing()
 
     def unregisterProducer(self) -> None:
-        self._producer = None
+        self._producer, self._producer_paused = None, False
         self._go_on_closing()
 
     # --- who -----------------------------------------------------------------------------------
