@@ -3105,11 +3105,57 @@ def remove_empty_dir(path):
 
 
 def usable_cores():
-    """The cores that this process may use."""
+    """The cores that this process may use, as its affinity and its control groups have it."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    quota = cpu_quota()
+    # half a core more is one that a worker can use
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota(proc="/proc/self"):
+    """How many cores' time the control groups of this process give it; None: no limit (Linux)."""
+    paths, quotas = {}, []
+    try:
+        with open(proc + "/cgroup") as file:
+            for line in file:
+                names, path = line.rstrip("\n").split(":", 2)[1:]
+                paths.update((name, path) for name in names.split(","))
+        with open(proc + "/mountinfo") as file:
+            mounts = [line.partition(" - ") for line in file]
+    except (OSError, ValueError):
+        return None
+    for mount, _, about in mounts:
+        kind, _, options = about.split()[:3]
+        # version 2 has no names; in version 1 each controller may have a mount of its own
+        name = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+        if name not in paths or (name and name not in options.split(",")):
+            continue
+        root, top = mount.split()[3:5]
+        path = paths[name]
+        if path.startswith(root.rstrip("/") + "/"):
+            path = path[len(root.rstrip("/")) :]
+        folder = top + path.rstrip("/")
+        while folder.startswith(top) and folder != "/":  # the groups above have limits, too
+            quotas.append(read_quota(folder))
+            folder = os.path.dirname(folder)
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def read_quota(folder):
+    """The limit of one control group, in cores; None if it has none."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        words = []
+        try:
+            for name in names:
+                with open(os.path.join(folder, name)) as file:
+                    words += file.read().split()
+            return int(words[0]) / int(words[1]) if int(words[0]) > 0 else None
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            pass  # "max", or not there
+    return None
 
 
 FILE_KEYS = (
