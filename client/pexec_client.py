@@ -1191,15 +1191,16 @@ def own_folder(path):
 def try_folder(folder, run):
     """Write some KiB to a folder and, with ``run``, start a script there: mounts can forbid it."""
     probe = os.path.join(folder, ".probe")
+    what = "nothing can be written there"
     try:
         with open(probe, "wb") as file:
             file.write(b"#!/bin/sh\nexit 0\n" + b"#" * 16384)
         os.chmod(probe, 0o700)
         if run:
+            what = "no program can be started there (a noexec mount?)"
             subprocess.call([probe], stdin=subprocess.DEVNULL)
         os.unlink(probe)
     except OSError as error:
-        what = "nothing can be written or started there"
         reason = "folder %s: %s: %s" % (folder, what, error.strerror)
         raise ClientError(EXIT_FOLDER, reason) from error
 

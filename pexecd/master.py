@@ -365,6 +365,7 @@ class RunningSession:
         executable = self._executable(platform)
         assert executable is not None
         self._happened(ClientHeard(self._now(), caller))
+        self.log.info("{host}: worker fetched", host=spoken(caller.host))
         return executable.path
 
     def _executable(self, platform: str) -> Executable | None:

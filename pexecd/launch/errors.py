@@ -19,6 +19,14 @@ STARTED, NOT_THERE, NO_PYTHON, FOLDER, UNREACHABLE, RUNNING, REFUSED, NO_PLATFOR
 )
 
 
+#: Not an error as long as the SSH connection stands: what to know of such a host.
+ENDS_AT_LOGOUT = (
+    "logind there ends a client when its SSH connection does (KillUserProcesses=yes, which "
+    "lingering does not change); ask for KillUserProcesses=no, or for KillExcludeUsers= with the "
+    "user's name, in its /etc/systemd/logind.conf"
+)
+
+
 class NoPythonError(HostError):
     """No Python 3.6 or newer."""
 
@@ -30,7 +38,25 @@ class FolderUnusableError(HostError):
     """The client's folder cannot be made or written to."""
 
     least_pause = 30.0
-    advice = "make room, or name another folder by dir= in the cluster file"
+    advice = "name another folder by dir= in the cluster file"
+
+
+class FolderFullError(FolderUnusableError):
+    """No room, or the user's quota is used up."""
+
+    advice = "make room there, or name another folder by dir= in the cluster file"
+
+
+class FolderReadOnlyError(FolderUnusableError):
+    """It is mounted for reading alone."""
+
+    advice = "have it mounted for writing, or name another folder by dir= in the cluster file"
+
+
+class NoExecError(FolderUnusableError):
+    """No program in it can be started."""
+
+    advice = "name a folder on another file system by dir= in the cluster file"
 
 
 class ServerUnreachableError(HostError):
@@ -78,6 +104,15 @@ _BY_STATUS = {
 }
 
 
+#: What systems and the client say of a folder; the first that fits counts.
+_BY_WORDS = (
+    ("no program can be started there", NoExecError, "no program can be started in its folder"),
+    ("No space left", FolderFullError, "its disk is full"),
+    ("quota exceeded", FolderFullError, "the user's quota there is used up"),
+    ("Read-only file system", FolderReadOnlyError, "its folder is on a read-only file system"),
+)
+
+
 def explain(host: str, status: int | None, words: str) -> HostError | None:
     """The error that an exit status stands for.
 
@@ -92,4 +127,9 @@ def explain(host: str, status: int | None, words: str) -> HostError | None:
     if status not in _BY_STATUS:
         return None
     kind, what = _BY_STATUS[status]
+    if status == FOLDER:
+        for phrase, special, why in _BY_WORDS:
+            if phrase in words:
+                kind, what = special, why
+                break
     return kind(host, START, what, words)

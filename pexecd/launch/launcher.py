@@ -21,35 +21,25 @@ from pexecd.errors import HostError, spoken
 from pexecd.jobs.values import HostSpec
 from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import (
-    NOT_THERE,
+    ENDS_AT_LOGOUT,
     RUNNING,
     START,
     STARTED,
-    LoginUnusableError,
     NoPythonError,
     StartFailedError,
     explain,
 )
 from pexecd.launch.local import LocalClient
-from pexecd.launch.start import client_lines, command_by_hand, remote_path, start_input
-from pexecd.ports import (
-    ClientOrder,
-    IConnection,
-    IConnector,
-    IHostWatcher,
-    ILauncher,
-)
-from pexecd.shell import RUN_SCRIPT
+from pexecd.launch.remote import start_client, why_not
+from pexecd.launch.shared import Copies
+from pexecd.launch.start import client_lines, command_by_hand
+from pexecd.ports import ClientOrder, IConnector, IHostWatcher, ILauncher
 from pexecd.units import Seconds
 
 #: The longest pause between attempts.
 LONGEST_PAUSE: Seconds = 300.0
 #: A client that lived so long was well: the pauses begin anew.
 GOOD_LIFE: Seconds = 60.0
-#: For the start script; the client itself gives up after 20 s.
-START_LIMIT: Seconds = 60.0
-COPY_LIMIT: Seconds = 300.0
-DUMMY_LIMIT: Seconds = 30.0
 
 #: What a client's log has before each line: of no use within a message.
 _STAMP = re.compile(r"^[0-9: -]+ pexec_client\[\d+\]: ", re.MULTILINE)
@@ -98,6 +88,7 @@ class Launcher:
             jitter: chance, from 0 to 1, for the pauses between attempts.
         """
         client = client or client_file()
+        copies = Copies()
         self._log = Logger()
         self._clock: IReactorTime = reactor
         self._watcher = watcher
@@ -106,7 +97,7 @@ class Launcher:
             if host.start:
                 kind = _LocalKeeper if host.local else _SSHKeeper
                 self._keepers[host.name] = kind(
-                    reactor, host, order(host), watcher, connector, client, jitter
+                    reactor, host, order(host), watcher, connector, client, jitter, copies
                 )
         self._by_hand = [
             (host.name, command_by_hand(host, order(host), client))
@@ -183,7 +174,9 @@ class _Keeper:
         connector: IConnector,
         client: Path,
         jitter: Callable[[], float],
+        copies: Copies,
     ) -> None:
+        self._log = Logger()
         self._reactor = reactor
         self._clock: IReactorTime = reactor
         self._host = host
@@ -192,6 +185,7 @@ class _Keeper:
         self._connector = connector
         self._client = client
         self._jitter = jitter
+        self._copies = copies
         self._revived: Deferred[None] | None = None
 
     async def keep(self) -> None:
@@ -300,40 +294,19 @@ class _SSHKeeper(_Keeper):
             raise StartFailedError(self._host.name, START, what, error.strerror or "") from None
         connection = await self._connector.connect(self._host)
         try:
-            status, words = await self._start(connection, program)
-            if status == NOT_THERE:
-                path = remote_path(self._host, program)
-                await connection.copy(program.path, path, 0o700, COPY_LIMIT)
-                status, words = await self._start(connection, program)
-            if status not in (STARTED, RUNNING):
-                raise await self._explain(connection, status, words)
+            ended = await start_client(
+                connection,
+                self._host,
+                self._order,
+                program,
+                self._copies,
+                self._clock,
+                self._words,
+            )
+            if ended.status not in (STARTED, RUNNING):
+                raise await why_not(connection, self._host, ended, self._words)
+            if ended.facts.get("ends_at_logout"):
+                self._log.warn("{host}: {what}", host=spoken(self._host.name), what=ENDS_AT_LOGOUT)
         finally:
             await connection.close()
         return partial(self._watcher.host_started, self._host.name)
-
-    async def _start(
-        self, connection: IConnection, program: ClientProgram
-    ) -> tuple[int | str, str]:
-        """Run the start script; its exit status, or in words how else it went, and its stderr."""
-        stdin = start_input(self._host, self._order, program)
-        result = await connection.run(RUN_SCRIPT, stdin, START_LIMIT)
-        words = self._words(result.stderr)
-        if result.status is None:
-            return f"signal {result.signal}", words
-        if program.sha256.encode() not in result.stdout:  # of a start-up file that exits, say
-            return f"exit status {result.status} before the script began", words
-        return result.status, words
-
-    async def _explain(self, connection: IConnection, status: int | str, words: str) -> HostError:
-        name = self._host.name
-        known = explain(name, status, words) if isinstance(status, int) else None
-        if known is not None:
-            return known
-        dummy = await connection.run("echo pexecd", b"", DUMMY_LIMIT)
-        if dummy.status != 0 or b"pexecd" not in dummy.stdout:
-            said = self._words(dummy.stderr or dummy.stdout)
-            return LoginUnusableError(name, START, "it runs no commands", said)
-        if status == NOT_THERE:
-            return StartFailedError(name, START, "the client was copied, but is not there", words)
-        how = f"exit status {status}" if isinstance(status, int) else status
-        return StartFailedError(name, START, f"starting the client ended with {how}", words)

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from pexecd.jobs.values import HostSpec
+from pexecd.launch import onhost
 from pexecd.launch.clientfile import ClientProgram
-from pexecd.launch.errors import FOLDER, NO_PYTHON, NOT_THERE
+from pexecd.launch.errors import FOLDER, NO_PYTHON
 from pexecd.ports import ClientOrder
 from pexecd.shell import expand_tilde, script_input
 
 #: Under which names a Python is looked for, after the host's ``python=``.
 PYTHONS = ("python3", *(f"python3.{minor}" for minor in range(13, 5, -1)), "python")
 
+#: The program that looks at a host, as one line.
+_ON_HOST = f"exec({Path(onhost.__file__).read_text(encoding='utf-8')!r})"
+
 _OLD_ENOUGH = "import sys; sys.exit(sys.version_info < (3, 6))"
 
-# The folder first: nothing is copied into one that others could change.
-_VERIFY = (
-    "import hashlib, os, sys; folder, file, wanted = sys.argv[1:]; about = os.stat(folder); "
-    f"sys.exit({FOLDER} if about.st_uid != os.getuid() or about.st_mode & 0o022 else {NOT_THERE} "
-    "if not os.path.isfile(file) "
-    'or hashlib.sha256(open(file, "rb").read()).hexdigest() != wanted else 0)'
-)
-
-# The checksum on standard output says that the script ran: a start-up file of the login shell
-# may exit with any status. Python is looked for first: without one a copy would be of no use.
-# What follows on standard input is the client's.
-_START = f"""
-echo "$sum";
-umask 077;
-{expand_tilde("folder")}
+#: Sets ``found`` to the first Python that will do, or ends.
+_FIND_PYTHON = f"""
 case $python in "~/"*) python=$HOME/${{python#"~/"}};; esac;
 found=;
 for name in "$python" {" ".join(PYTHONS)}; do
@@ -40,14 +33,28 @@ for name in "$python" {" ".join(PYTHONS)}; do
 done;
 [ -n "$found" ] || {{ echo "none of these is Python 3.6 or newer:" $python {" ".join(PYTHONS)} >&2;
   exit {NO_PYTHON}; }};
-mkdir -p "$folder" || exit {FOLDER};
-[ -w "$folder" ] || {{ echo "$folder cannot be written to" >&2; exit {FOLDER}; }};
-"$found" -c '{_VERIFY}' "$folder" "$folder/$file" "$sum" </dev/null;
-status=$?;
-[ "$status" != {FOLDER} ] ||
-  echo "$folder is another user's, or others may write to it" >&2;
-[ "$status" = 0 ] || exit "$status";
+"""
+
+# The checksum on standard output says that the script ran: a start-up file of the login shell
+# may exit with any status. Python is looked for first: without one a copy would be of no use.
+# What follows on standard input is the client's.
+_START = f"""
+echo "$sum";
+umask 077;
+{expand_tilde("folder")}
+{_FIND_PYTHON}
+LC_ALL=C mkdir -p "$folder" || exit {FOLDER};
+"$found" -c "$look" start "$folder" "$file" "$sum" "$run" "$name" </dev/null || exit;
 exec "$found" "$folder/$file" --from - --background --copied;
+"""
+
+# For ``pexecd check --hosts``: nothing is copied or started.
+_LOOK = f"""
+echo "$sum";
+umask 077;
+{expand_tilde("folder")}
+{_FIND_PYTHON}
+exec "$found" -c "$look" "$what" "$folder" "$run" "$name";
 """
 
 
@@ -66,18 +73,45 @@ def client_lines(host: HostSpec, order: ClientOrder) -> bytes:
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 
-def start_input(host: HostSpec, order: ClientOrder, program: ClientProgram) -> bytes:
+def start_input(host: HostSpec, order: ClientOrder, program: ClientProgram, run: str) -> bytes:
     """What ``RUN_SCRIPT`` reads from its standard input to start the client on a host.
 
     Its exit status is one of those in ``launch.errors``, if its output has the checksum.
+
+    Args:
+        host: the host.
+        order: what its client is told.
+        program: the client.
+        run: a word of this master's, by which hosts that share the folder are found.
     """
     arguments = {
-        "folder": host.dir,
-        "python": host.python or "",
+        **_arguments(host, program, run),
         "file": program.remote_name,
-        "sum": program.sha256,
+        "name": host.name,
     }
     return script_input(_START, arguments, client_lines(host, order))
+
+
+def check_input(host: HostSpec, program: ClientProgram, source: bytes, run: str) -> bytes:
+    """The same, to see whether the client (its ``source``) could be started."""
+    arguments = {**_arguments(host, program, run), "what": "check", "name": host.name}
+    return script_input(_LOOK, arguments, source)
+
+
+def clean_input(host: HostSpec, program: ClientProgram, made: Sequence[str], run: str) -> bytes:
+    """The same, to remove what a check has left, and the folders that it ``made``."""
+    arguments = {**_arguments(host, program, run), "what": "clean", "name": json.dumps(made)}
+    return script_input(_LOOK, arguments)
+
+
+def _arguments(host: HostSpec, program: ClientProgram, run: str) -> dict[str, str]:
+    return {
+        "folder": host.dir,
+        "python": host.python or "",
+        "look": _ON_HOST,
+        "sum": program.sha256,
+        "run": run,
+    }
 
 
 def remote_path(host: HostSpec, program: ClientProgram) -> str:

@@ -58,10 +58,12 @@ def test_orders() -> None:
 
 def test_orders_come_last() -> None:
     host = HostSpec("node7", "node7", python="/opt/py thon")
-    script, *lines = start_input(host, ORDER, PROGRAM).decode().splitlines()
+    script, *lines = start_input(host, ORDER, PROGRAM, "run").decode().splitlines()
     assert "secret" not in script
-    assert lines[:4] == ["~/.cache/pexecd", "/opt/py thon", PROGRAM.remote_name, PROGRAM.sha256]
-    assert lines[4:] == client_lines(host, ORDER).decode().splitlines()
+    assert lines[:2] == ["~/.cache/pexecd", "/opt/py thon"]
+    assert lines[2].startswith("exec(")
+    assert lines[3:7] == [PROGRAM.sha256, "run", PROGRAM.remote_name, "node7"]
+    assert lines[7:] == client_lines(host, ORDER).decode().splitlines()
 
 
 def test_by_hand() -> None:
