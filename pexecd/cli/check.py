@@ -1,4 +1,4 @@
-"""``pexecd check``: look at a job's files, show what would run; start nothing."""
+"""``pexecd check``: look at a job's files, show what would run, try its hosts; start nothing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from pexecd.jobs.values import HostSpec, InputKind, InputRule, Job, Rendered
 SHOWN = 3
 
 
-def check_job(path: Path, *, as_json: bool) -> int:
+def check_job(path: Path, *, as_json: bool, hosts: bool = False) -> int:
     """Check a job and print what is in force.
 
     Args:
         path: the job file.
         as_json: print a JSON object instead of lines.
+        hosts: try every host, too.
 
     Returns:
-        The exit status: 0, or 2 when there are mistakes.
+        The exit status: 0, or 2 when there are mistakes, or 3 when no host can be used.
     """
     try:
         job = read_job(path)
@@ -47,19 +48,23 @@ def check_job(path: Path, *, as_json: bool) -> int:
     commands = [_command(renderer.render(cells)) for cells in first]
     found = warnings(job)
     if as_json:
-        json.dump(
-            {
-                "ok": True,
-                "tasks": job.tasks,
-                "commands": commands,
-                "settings": dict(settings(job)),
-                "warnings": found,
-            },
-            sys.stdout,
-            indent=1,
-        )
+        report = {
+            "ok": True,
+            "tasks": job.tasks,
+            "commands": commands,
+            "settings": dict(settings(job)),
+            "warnings": found,
+        }
+        status = 0
+        if hosts:
+            from pexecd.cli import hosts as trying  # noqa: PLC0415 - only where it is asked for
+
+            findings = trying.try_hosts(job)
+            report["hosts"] = trying.as_json(findings)
+            status = trying.status_of(findings)
+        json.dump(report, sys.stdout, indent=1)
         print()
-        return 0
+        return status
     print(f"{path}: all is well, {job.tasks} tasks. The first commands:")
     for command in commands:
         print(f"  {command}")
@@ -68,7 +73,14 @@ def check_job(path: Path, *, as_json: bool) -> int:
         print(f"  {name} = {value}")
     for warning in found:
         print(f"warning: {warning}", file=sys.stderr)
-    return 0
+    if not hosts:
+        return 0
+    from pexecd.cli import hosts as trying  # noqa: PLC0415
+
+    print("Hosts:", flush=True)
+    findings = trying.try_hosts(job)
+    trying.print_findings(findings, sys.stdout)
+    return trying.status_of(findings)
 
 
 def settings(job: Job) -> Iterator[tuple[str, Any]]:

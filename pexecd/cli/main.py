@@ -59,13 +59,17 @@ def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
 
 @main.command()
 @JOB
+@click.option("--hosts", is_flag=True, help="Try every host, too: ready, or why not.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def check(job: Path, as_json: bool) -> None:
-    """Check the files of JOB and show its first commands and settings; start nothing."""
+def check(job: Path, hosts: bool, as_json: bool) -> None:
+    """Check the files of JOB and show its first commands and settings; start nothing.
+
+    Exit status: 0 all is well; 2 bad files; 3 with --hosts when no host could be used.
+    """
     try:
         from pexecd.cli.check import check_job  # noqa: PLC0415
 
-        status = check_job(job, as_json=as_json)
+        status = check_job(job, as_json=as_json, hosts=hosts)
     except KeyboardInterrupt:
         status = _interrupted()
     sys.exit(status)

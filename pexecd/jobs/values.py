@@ -108,7 +108,7 @@ class HostSpec:
     python: str | None = None
     #: Folder for client, worker and tickets.
     dir: str = "~/.cache/pexecd"
-    #: Hosts with the same word share that folder (of no effect yet).
+    #: Hosts with the same word and the same ``dir`` share that folder; None: it is found out.
     shared: str | None = None
     #: False: the client is started by hand.
     start: bool = True

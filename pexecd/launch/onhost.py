@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import sys
 import tempfile
 import time
@@ -175,7 +176,7 @@ def check(folder: str, run: str, name: str, source: str) -> int:
         missing = os.path.dirname(missing)
     try:
         folder = client.own_folder(folder)
-        place = tempfile.mkdtemp(prefix=".pexecd-", dir=folder)
+        place = tempfile.mkdtemp(prefix=".pexecd-try-", dir=folder)
         try:
             client.try_folder(place, True)
         finally:
@@ -187,7 +188,7 @@ def check(folder: str, run: str, name: str, source: str) -> int:
         facts["holder"] = write_note(folder, run, name)
     except client.ClientError as error:
         clean(folder, run, facts["made"])
-        return refuse(str(error))
+        return refuse(re.sub(r"/\.pexecd-try-\w+", "", str(error)))
     except OSError as error:
         clean(folder, run, facts["made"])
         return refuse("folder %s: nothing can be written there: %s" % (folder, error.strerror))

@@ -26,9 +26,9 @@ _OLD_ENOUGH = "import sys; sys.exit(sys.version_info < (3, 6))"
 _FIND_PYTHON = f"""
 case $python in "~/"*) python=$HOME/${{python#"~/"}};; esac;
 found=;
-for name in "$python" {" ".join(PYTHONS)}; do
-  if [ -n "$name" ] && "$name" -c '{_OLD_ENOUGH}' </dev/null >/dev/null 2>&1; then
-    found=$name; break;
+for one in "$python" {" ".join(PYTHONS)}; do
+  if [ -n "$one" ] && "$one" -c '{_OLD_ENOUGH}' </dev/null >/dev/null 2>&1; then
+    found=$one; break;
   fi;
 done;
 [ -n "$found" ] || {{ echo "none of these is Python 3.6 or newer:" $python {" ".join(PYTHONS)} >&2;

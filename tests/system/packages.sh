@@ -12,6 +12,8 @@ need perl perl
 need cc gcc
 need runsv runit
 need systemd-analyze systemd
+need tcsh tcsh
+need fish fish
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "The system tests need these packages, please install them:$missing" >&2

@@ -173,9 +173,15 @@ def test_the_work_of_a_host_that_dies_goes_to_the_others(tmp_path: Path, lab: La
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [("size=16k", "space"), ("size=1M,ro", "ead-only")], ids=["full", "ro"]
+    ("options", "words"),
+    [
+        ("size=16k", "No space"),
+        ("size=1M,ro", "on a read-only file system"),
+        ("size=1M,noexec", "a noexec mount?"),
+    ],
+    ids=["full", "ro", "noexec"],
 )
-def test_a_host_whose_disk_takes_nothing_is_named_and_the_others_do_the_work(
+def test_a_host_whose_folder_is_of_no_use_is_named_and_the_others_do_the_work(
     tmp_path: Path, lab: Lab, options: str, words: str
 ) -> None:
     good, bad = (lab.sshd(address, user=True) for address in ADDRESSES[:2])

@@ -256,6 +256,20 @@ class TestOverSSH(LaunchCase):
         await launcher.stop()
         await becomes(lambda: host.user.processes() == [])
 
+    async def test_login_shells_and_what_their_files_print_do_no_harm(self) -> None:
+        csh = lab.sshd("127.0.0.39", shell="/bin/tcsh")
+        (csh.home / ".cshrc").write_text("echo Welcome\\!\necho '! \"here\"'\n")
+        fish = lab.sshd("127.0.0.51", shell="/usr/bin/fish")
+        noisy = lab.sshd("127.0.0.52")
+        (noisy.home / ".bashrc").write_text("echo Welcome; echo to this machine >&2\n")
+        hosts = (csh, fish, noisy)
+        self.launch(
+            *(HostSpec(host.address, host.address, dir="~/an odd 'name'") for host in hosts),
+            config=lab.ssh_config(*hosts),
+        )
+        await self.watcher.until(lambda: len(self.watcher.started) + len(self.watcher.failed) == 3)
+        self.assertEqual(self.watcher.failed, [])
+
     async def test_half_a_copy_is_replaced(self) -> None:
         host = lab.sshd("127.0.0.37")
         folder = host.home / "odd 'name'"

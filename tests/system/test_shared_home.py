@@ -1,8 +1,8 @@
 """Several hosts with one home: one copy of the client, one of the worker, nothing taken away.
 
-Each host is an sshd in a UTS namespace of its own (its name), a mount namespace of its own (its
-``/tmp`` with the lock of the one client), and one Unix user with one home for all. A real NFS mount
-would need a kernel with nfs and nfsd.
+Each host is an sshd in a UTS namespace of its own (its name) and a mount namespace of its own (its
+``/tmp``, with the lock of the one client); one Unix user has one home on all. Another host shares
+nothing with them. A real NFS mount would need a kernel with nfs and nfsd.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.system.sshd import Lab, Sshd, User
 RUNS = int(os.environ.get("PEXECD_SHARED_RUNS", "2"))
 
 ADDRESSES = ("127.0.0.51", "127.0.0.52", "127.0.0.53")
+APART = "127.0.0.54"
 
 JOB = """\
 [job]
@@ -86,6 +87,7 @@ def test_three_hosts_in_one_home(tmp_path: Path, lab: Lab) -> None:
         lab.sshd(address, user=user, within=own_host(f"shared{number}"))
         for number, address in enumerate(ADDRESSES)
     ]
+    hosts.append(lab.sshd(APART))
     for number in range(RUNS):
         one_run(tmp_path / str(number), lab, user, hosts, end_one=number % 2 == 0)
 
@@ -94,7 +96,7 @@ def one_run(path: Path, lab: Lab, user: User, hosts: list[Sshd], *, end_one: boo
     begun = lab.folder / f"begun-{path.name}"
     begun.mkdir()
     begun.chmod(0o777)
-    names = [f"{user.name}@{host.address}:{host.port}" for host in hosts]
+    names = [f"{host.login}@{host.address}:{host.port}" for host in hosts]
     job = JobFolder(
         path,
         JOB,
@@ -116,8 +118,9 @@ def one_run(path: Path, lab: Lab, user: User, hosts: list[Sshd], *, end_one: boo
     job.finish(process)
     assert job.lines("results.txt") == ["n|output", *(f"{n}|{2 * n}" for n in range(1, 41))]
     log = (job.state / "log" / "master.log").read_text()
-    assert log.count(": client copied") == 1, log
-    assert log.count(": worker fetched") == 1, log
+    assert log.count(": client copied") == 2, log
+    assert log.count(": worker fetched") == 2, log
+    assert log.count(f"{names[-1]}: client copied") == 1, log
     assert "set aside" not in log
     numbers = job.statistics()
     adds_up(numbers)
