@@ -37,6 +37,10 @@ class Asks:
         at = self._context.at
         client = self._hear(caller)
         host = client.host
+        if host.drained:
+            self._context.effects.append(Refuse(number, None))
+            self._clients.refuse(client)
+            return
         ask = Ask(number, caller, client, host, at)
         admitted = host.aside is None or (host.probe is None and host.until <= at)
         task = self._dispatch.pick(host, speaks=caller.speaks) if admitted else None
@@ -60,6 +64,8 @@ class Asks:
         at, dispatch, standings = self._context.at, self._dispatch, self._standings
         client = self._hear(caller)
         host = client.host
+        if host.drained:
+            return []
         if host.aside is not None:
             want = 1 if host.probe is None and host.until <= at and want else 0
         elif want > 1:
@@ -101,6 +107,11 @@ class Asks:
         for ask in list(client.host.asks.values()):
             if ask.client is client:
                 self.due(ask)
+
+    def drain(self, host: Host) -> None:
+        """No task is left for those of this host."""
+        for ask in list(host.asks.values()):
+            self._answer(ask, None)
 
     def refuse_all(self) -> None:
         """No task is left for any of them."""

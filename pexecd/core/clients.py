@@ -98,8 +98,8 @@ class Clients:
             else:
                 self._left.pop(client.name, None)
             return None
-        if client.host.client is not client:
-            return None  # another one was started in its place
+        if client.host.client is not client or client.host.drained:
+            return None  # another one was started in its place, or is to be
         if client.open:
             self._deadlines.set(client, at + self.silence)
             return None

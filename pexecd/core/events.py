@@ -173,10 +173,25 @@ class Exchanged:
 
 
 @dataclass(frozen=True, slots=True)
+class HostDrained:
+    """A host was taken out of the cluster, or is to have another client.
+
+    The client that it has gets no more tasks and is told that none is left: it ends when its
+    workers have.
+    """
+
+    at: Instant
+    host: str
+    #: The next client there is welcome; else none is.
+    returns: bool
+
+
+@dataclass(frozen=True, slots=True)
 class HostsUnusable:
     """No host can be used, now or later (every reason is final): waiting is no use."""
 
     at: Instant
+    #: Empty: another host came, and it is of use after all.
     reason: str
 
 
@@ -211,6 +226,7 @@ Event: TypeAlias = (
     | JudgeFailed
     | TicketFailed
     | Exchanged
+    | HostDrained
     | HostsUnusable
     | StopAsked
     | TimePassed

@@ -36,6 +36,7 @@ from pexecd.core.events import (
     ClientSupposed,
     Event,
     Exchanged,
+    HostDrained,
     HostsUnusable,
     JudgeFailed,
     ResultJudged,
@@ -130,6 +131,8 @@ class Session:
                 if before is not None and before is not client:
                     # A host has one client: where another one begins, the first is dead.
                     self._lose(before)
+                if client is not before and client.host.returns:
+                    client.host.drained = client.host.returns = False
             case ClientSupposed():
                 self._clients.suppose(event.host, event.at)
             case ClientGone():
@@ -147,8 +150,13 @@ class Session:
                     self._ask(again)
             case JudgeFailed():
                 progress.leave_unjudged(event.ticket, event.reason)
+            case HostDrained():
+                host = self._ledger.host(event.host)
+                host.drained, host.returns = True, event.returns
+                if self._finish is None:
+                    self._asks.drain(host)
             case HostsUnusable():
-                self._unusable = event.reason
+                self._unusable = event.reason or None
                 if self._finish is None:
                     self._check_clients()
             case StopAsked():
@@ -301,7 +309,8 @@ class Session:
         if self._finish is None:
             given = self._asks.supply(event.caller, event.want)
         effects = self._conclude()
-        end = self._finish is not None and event.want > 0
+        drained = self._ledger.host(event.caller.host).drained
+        end = (self._finish is not None or drained) and event.want > 0
         none = not (given or end) and event.want > 0
         if end:
             self._clients.refuse(self._clients.hear(event.caller, event.at))

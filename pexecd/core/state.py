@@ -44,6 +44,10 @@ class Host:
     #: Pauses since its last success.
     pauses: int = 0
 
+    #: It gets no more tasks; with ``returns`` only until a new client comes.
+    drained: bool = False
+    returns: bool = False
+
     #: While it is set aside: the one ask, ticket or result that it is tried with.
     probe: Ask | Ticket | KeptResult | None = None
     #: Its open asks.

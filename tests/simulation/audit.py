@@ -67,6 +67,7 @@ class Audit:
         self._abandoned: set[int] = set()
         #: When the record of each ticket's giving came to the disk.
         self._written: dict[int, float] = {}
+        self._drained: set[str] = set()
 
     # --- the core's mind ---------------------------------------------------------------------
 
@@ -84,6 +85,7 @@ class Audit:
         self._answered.clear()
         self._exchange_of.clear()
         self._abandoned.clear()
+        self._drained.clear()
         self._adds_up(session, "after a restart")
 
     def decides(self, records: Sequence[JournalRecord], deeds: Sequence[Deed]) -> None:
@@ -104,6 +106,8 @@ class Audit:
             match deed:
                 case Discard(ticket) if ticket in self._done.values():
                     raise self._broken(ticket, "the accepted result is thrown away")
+                case Assign() if deed.caller.client in self._drained:
+                    raise self._broken(deed.ticket, "given to a client that is to end")
                 case Assign() | Refuse():
                     self.answers(deed.ask)
                 case Supply():
@@ -115,6 +119,10 @@ class Audit:
                             raise self._broken(ticket, "its client is told to stop, but it lives")
                 case _:
                     pass
+
+    def drains(self, client: str) -> None:
+        """The client is to get no more tasks from this process."""
+        self._drained.add(client)
 
     def answers(self, ask: int) -> None:
         """A request for a task has its answer."""

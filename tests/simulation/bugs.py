@@ -19,7 +19,7 @@ from pexecd.core.effects import (
     TicketGiven,
     TicketPast,
 )
-from pexecd.core.events import Event, Exchanged
+from pexecd.core.events import Event, Exchanged, HostDrained
 from pexecd.core.ledger import COSTLY
 from pexecd.core.session import Session
 from pexecd.core.state import Ask, Ticket, Work
@@ -171,6 +171,16 @@ class GivenBackForgotten(Session):
         self._progress.take_back = self._progress.ping  # type: ignore[method-assign]
 
 
+class DrainedHostGoesOn(Session):
+    """Who holds a request open is drained; who asks later gets tasks as ever."""
+
+    def handle(self, event: Event) -> list[Effect]:
+        effects = super().handle(event)
+        if isinstance(event, HostDrained):
+            self._ledger.host(event.host).drained = False
+        return effects
+
+
 # --- in the master -----------------------------------------------------------------------------
 
 
@@ -260,6 +270,7 @@ BUGS = {
             AnsweredTwice,
             RepeatDiscardsResult,
             GivenBackForgotten,
+            DrainedHostGoesOn,
         )
     },
     **{

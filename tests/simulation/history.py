@@ -389,6 +389,23 @@ class Office:
     def _fill_disk(self, seconds: float) -> bool:
         return self._for(seconds, "the master's disk is full", self.disk, full=True)
 
+    def _change_host(self, _: float) -> bool:
+        host = self.world.dice.choice(self.hosts)
+        master, client = self.master, host.client
+        if master is None or master.finish is not None or client is None:
+            return False
+        self.world.tell(0, "%s is to have another client", host.name)
+        self._replace(client)
+        return True
+
+    def _replace(self, client: Client) -> None:
+        """The launcher: starts a new client when the old one has ended."""
+        if not client.alive:
+            self._launch(client.host)
+        elif self.master is not None:  # the next one has the new settings from the beginning
+            self.master.drain(client.host.name)
+            self.world.later(3.0, self._replace, client)
+
     def _interrupt(self, _: float) -> bool:
         if self.master is not None:
             self.world.tell(0, "somebody presses Ctrl-C")
@@ -417,4 +434,5 @@ _FAULTS = (
     Office._jump,
     Office._fill_disk,
     Office._interrupt,
+    Office._change_host,
 )

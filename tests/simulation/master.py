@@ -31,6 +31,7 @@ from pexecd.core.events import (
     ClientSupposed,
     Event,
     Exchanged,
+    HostDrained,
     JudgeFailed,
     ResultJudged,
     ResultStored,
@@ -441,6 +442,15 @@ class Master:
         """Begin, or go on where the journal stopped."""
         strangers, self._disk.clients = self._disk.clients, True
         self._carry_out(self._core.resume(self._now(), self._disk.kept(), strangers=strangers))
+
+    def drain(self, host: str) -> None:
+        """The host is to have another client than the one that runs there."""
+        if self._closed:
+            return
+        client = self._core._ledger.host(host).client
+        if client is not None:  # one that was never heard cannot be told from a new one
+            self._audit.drains(client.name)
+        self._submit(HostDrained(self._now(), host, returns=True))
 
     def supposed(self, host: str) -> None:
         """The launcher says that a client runs there."""
