@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -48,6 +48,7 @@ from pexecd.core.events import (
     ClientSupposed,
     Event,
     Exchanged,
+    HostDrained,
     HostsUnusable,
     JudgeFailed,
     ResultJudged,
@@ -121,7 +122,8 @@ class Executable:
 class HostReport:
     """How a host of the cluster is."""
 
-    #: ``starting``, ``up``, ``waiting`` (it is tried again), ``unusable`` or ``ended``.
+    #: ``starting``, ``up``, ``waiting`` (it is tried again), ``unusable``, ``ended``, ``changing``
+    #: (its client is to end before another begins) or ``removed`` from the cluster file.
     status: str = "starting"
     #: Why, in one line; empty when all is well.
     reason: str = ""
@@ -196,6 +198,8 @@ class RunningSession:
         self._exchanges: dict[int, Deferred[TaskSupply]] = {}
         self._exchange_of: dict[Deferred[TaskSupply], int] = {}
         self._clients: dict[str, str] = {}
+        #: No host can be used, and the core knows that.
+        self._no_use = False
         self._judging = Judging(
             parts.journal, parts.judge, self._feed, job.columns, self._judged, self.log
         )
@@ -648,25 +652,60 @@ class RunningSession:
 
     def host_started(self, host: str) -> None:
         """See ``IHostWatcher.host_started``."""
+        if self.hosts[host].status == "removed":
+            return
         self.hosts[host] = HostReport("up")
         self._happened(ClientSupposed(self._now(), host))
         self.log.info("{host}: client started", host=spoken(host))
 
     def host_failed(self, error: HostError, final: bool) -> None:
         """See ``IHostWatcher.host_failed``."""
+        if self.hosts[error.host].status == "removed":
+            return
         self.hosts[error.host] = HostReport("unusable" if final else "waiting", error.reason)
         self.log.warn("{error}", error=error)
-        if all(report.status == "unusable" for report in self.hosts.values()):
-            self._happened(HostsUnusable(self._now(), str(error)))
+        self._look_for_use(str(error))
 
     def client_ended(self, host: str, status: str) -> None:
         """See ``IHostWatcher.client_ended``."""
-        self.hosts[host] = HostReport("ended", status)
+        if self.hosts[host].status != "removed":
+            self.hosts[host] = HostReport("ended", status)
         self.log.info("{host}: client ended: {status}", host=spoken(host), status=status)
         for client, its_host in list(self._clients.items()):
             if its_host == host:
                 del self._clients[client]
                 self._happened(ClientGone(self._now(), client))
+
+    def client_outdated(self, host: str) -> None:
+        """See ``IHostWatcher.client_outdated``."""
+        if self.hosts[host].status != "changing":
+            reason = "its client ends when its workers have, then another is started"
+            self.hosts[host] = HostReport("changing", reason)
+            self.log.info("{host}: {reason}", host=spoken(host), reason=reason)
+        self._happened(HostDrained(self._now(), host, returns=True))
+
+    def hosts_changed(self, names: Collection[str]) -> None:
+        """From now on these are the hosts; the clients of others end when their workers have."""
+        for host, report in self.hosts.items():
+            if host not in names and report.status != "removed":
+                self.log.info("{host}: not in the cluster file any more", host=spoken(host))
+                self.hosts[host] = HostReport("removed", "not in the cluster file any more")
+                self._happened(HostDrained(self._now(), host, returns=False))
+        for host in names:
+            before = self.hosts.get(host)
+            if before is None or before.status == "removed":
+                self.log.info("{host}: new in the cluster file", host=spoken(host))
+                self.hosts[host] = HostReport()
+            if before is not None and before.status == "removed":
+                self._happened(HostDrained(self._now(), host, returns=True))
+        self._look_for_use("no host in the cluster file can be used")
+
+    def _look_for_use(self, reason: str) -> None:
+        """Tell the core when no host is of use any more, and when one is again."""
+        unusable = {report.status for report in self.hosts.values()} - {"removed"} == {"unusable"}
+        if unusable or self._no_use:
+            self._no_use = unusable
+            self._happened(HostsUnusable(self._now(), reason if unusable else ""))
 
     # --- results ----------------------------------------------------------------------------
 

@@ -318,6 +318,12 @@ class IHostWatcher(Interface):
     def client_ended(host: str, status: str) -> None:
         """The client there is known to have ended; ``status`` says how, for the log."""
 
+    def client_outdated(host: str) -> None:
+        """The client there was told what is no longer so: it is to end, for another to begin.
+
+        Said again as long as it is there.
+        """
+
 
 class ILauncher(Interface):
     """Keeps a client on every host of a job."""
@@ -327,6 +333,13 @@ class ILauncher(Interface):
 
     def revive(host: str) -> None:
         """The client there was not heard of for too long: start it again if it is gone."""
+
+    def change(hosts: Sequence[HostSpec]) -> None:
+        """From now on these are the hosts.
+
+        New ones get a client. Those that are gone get none any more; it is the master's affair
+        that the one there ends. Those that changed get a new one, when the one there has ended.
+        """
 
     def stop() -> Deferred[None]:
         """Start no more; end connections, and clients that are children of ours.

@@ -7,8 +7,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
 from twisted.python.failure import Failure
 
 from pexecd.attempts import Attempts
+from pexecd.clusterfile import ClusterFile
 from pexecd.core.effects import Finish, TicketEnded
 from pexecd.core.values import Outcome, Statistics
 from pexecd.disk import TRIED, tell_pause, tell_room
@@ -110,6 +113,9 @@ class JobService(Service):
         self._leaving = False
         self._notifier = Notifier(os.environ)
         self._numbers: dict[str, Any] | None = None
+        self._cluster: ClusterFile | None = None
+        #: The URL of the master for other computers, if there are any.
+        self._elsewhere = ""
 
     # --- what others see ----------------------------------------------------------------------
 
@@ -195,18 +201,27 @@ class JobService(Service):
             await self._in_thread(write_json, folder.session, _card(state, here, self._job))
             if self.interrupted:
                 session.interrupt(self.interrupted)
-            elsewhere = await self._in_thread(server_elsewhere, self._job, port.host, port.port)
-            launcher = self._launcher_for(session, state, here, elsewhere)
+            self._elsewhere = await self._in_thread(
+                server_elsewhere, self._job, port.host, port.port
+            )
+            launcher = self._launcher_for(session, state, here)
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
             _note_clients(journal, "left")
             launcher.start()
+            if self._job.cluster is not None:
+                changed = partial(self._hosts_changed, session, launcher, port)
+                self._cluster = ClusterFile(self._job, self._reactor, self._in_thread, changed)
+                self._cluster.start()
+                stack.callback(self._cluster.stop)
             self._notifier.ready()
             renewal = LoopingCall(self._renew, session, statistics)
             renewal.clock = self._reactor
             renewal.start(RENEWED)
             try:
                 finish = await session.finished
+                if self._cluster is not None:
+                    self._cluster.stop()
                 if finish.outcome is not Outcome.SUCCEEDED:
                     # Workers here that work for nothing are stopped now, not at the next ping.
                     await launcher.stop()
@@ -357,11 +372,9 @@ class JobService(Service):
             await state.journal.note("port", str(address.port))
         return address
 
-    def _launcher_for(
-        self, session: RunningSession, state: State, here: str, elsewhere: str
-    ) -> Launcher:
+    def _launcher_for(self, session: RunningSession, state: State, here: str) -> Launcher:
         def order(host: HostSpec) -> ClientOrder:
-            url = here if _is_here(host) else elsewhere
+            url = here if _is_here(host) else self._elsewhere
             return ClientOrder(state.session_id, state.public, url)
 
         return Launcher(
@@ -371,6 +384,35 @@ class JobService(Service):
             session,
             Connector(self._reactor, self._job.ssh_config),
         )
+
+    def reread(self) -> None:
+        """Read the cluster file now, as SIGHUP asks for."""
+        if self._cluster is not None:
+            self._cluster.look(at_once=True).addErrback(
+                lambda why: self._log.failure("the cluster file was not read", why)
+            )
+
+    def _hosts_changed(
+        self,
+        session: RunningSession,
+        launcher: Launcher,
+        port: IPv4Address | IPv6Address,
+        hosts: Sequence[HostSpec],
+    ) -> Deferred[None]:
+        """Go on with these hosts.
+
+        Returns:
+            Fires when that has begun; fails with ``StateError`` when nobody can tell how they
+            are to reach the master.
+        """
+
+        def begin(elsewhere: str) -> None:
+            self._elsewhere = elsewhere
+            session.hosts_changed([host.name for host in hosts])
+            launcher.change(hosts)
+
+        job = replace(self._job, hosts=tuple(hosts))
+        return self._in_thread(server_elsewhere, job, port.host, port.port).addCallback(begin)
 
     # --- odds and ends --------------------------------------------------------------------------
 

@@ -101,8 +101,10 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         parts = [_counts(counts, given)] if given else ["no ticket"]
         if host["busy_s"]:
             parts.append(f"busy {duration(host['busy_s'])}")
-        if host["status"] in ("waiting", "unusable"):
+        if host["status"] in ("waiting", "unusable", "changing"):
             parts.append(f"{host['status']}: {host['reason']}")
+        if host["status"] == "removed":
+            parts.append(host["reason"])
         if host["set_aside"]:
             parts.append(f"set aside: {host['set_aside']}")
         text.append(f"host     {spoken(name):<{width}}  " + "; ".join(parts))

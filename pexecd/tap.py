@@ -64,7 +64,7 @@ def makeService(options: Options) -> JobService:
     """One job as a service that stops the reactor, and sets the exit status, when it is over.
 
     SIGINT ends the run, with all workers and clients. SIGTERM, as from a supervisor, ends only
-    the master: twistd lets it stop the service.
+    the master: twistd lets it stop the service. SIGHUP reads the cluster file again.
     """
     from twisted.internet import reactor  # noqa: PLC0415
 
@@ -85,18 +85,20 @@ def makeService(options: Options) -> JobService:
 
     service.ended.addCallback(ended)
     # when it runs, for twistd sets its own handler as it begins to
-    reactor.callWhenRunning(_catch_interrupt, reactor, service)
+    reactor.callWhenRunning(_catch_signals, reactor, service)
     # twistd cannot be told an exit status; this runs last, when its pid file is gone.
     atexit.register(lambda: _exit(service.status))
     return service
 
 
-def _catch_interrupt(reactor: Any, service: JobService) -> None:
+def _catch_signals(reactor: Any, service: JobService) -> None:
     def caught(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # once more leaves at once
         reactor.callFromThread(service.interrupt, signal.Signals(number).name)
 
     signal.signal(signal.SIGINT, caught)
+    if sys.stdin is None or not sys.stdin.isatty():  # else it means that the terminal is closed
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(service.reread))
 
 
 def _exit(status: int) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pexecd.errors import BadInputError, Mistake
@@ -275,10 +275,33 @@ def _hosts(text: JobText, listen: str | None) -> tuple[Path | None, tuple[HostSp
     hosts = read_cluster(path, shown, text.mistakes)
     if listen is None and "listen" in fields.entries:
         return path, hosts  # it is wrong, and that has been said
+    text.mistakes += _out_of_reach(hosts, listen, shown)
+    return path, hosts
+
+
+def _out_of_reach(hosts: Iterable[HostSpec], listen: str | None, file: str) -> Iterator[Mistake]:
     for host in hosts_that_need_a_tunnel(hosts, listen):
         problem = (
             f"host {host.name} cannot reach the master, which listens on this computer alone: "
             "listen = tcp:PORT expected in [job]"
         )
-        text.mistakes.append(Mistake(shown, host.line, problem))
-    return path, hosts
+        yield Mistake(file, host.line, problem)
+
+
+def reread_hosts(job: Job) -> tuple[HostSpec, ...]:
+    """Read a job's cluster file again, while the job runs.
+
+    Raises:
+        BadInputError: something is wrong with it.
+    """
+    assert job.cluster is not None
+    file = str(job.cluster)
+    mistakes: list[Mistake] = []
+    try:
+        hosts = read_cluster(job.cluster, file, mistakes)
+    except OSError as error:
+        raise BadInputError([Mistake(file, 0, f"cannot be read: {error.strerror}")]) from None
+    mistakes += _out_of_reach(hosts, job.listen, file)
+    if mistakes:
+        raise BadInputError(mistakes)
+    return hosts

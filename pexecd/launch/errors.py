@@ -89,6 +89,10 @@ class LoginUnusableError(HostError):
     )
 
 
+class OldClientError(HostError):
+    """The client that is there was told what is no longer so, and has not ended yet."""
+
+
 class StartFailedError(HostError):
     """Anything else."""
 

@@ -6,6 +6,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pexecd.launch.errors import (
     START,
     STARTED,
     NoPythonError,
+    OldClientError,
     StartFailedError,
     explain,
 )
@@ -40,6 +42,9 @@ from pexecd.units import Seconds
 LONGEST_PAUSE: Seconds = 300.0
 #: A client that lived so long was well: the pauses begin anew.
 GOOD_LIFE: Seconds = 60.0
+
+#: The longest pause between looks whether a client has ended, for another to begin.
+OLD_CLIENT_PAUSE: Seconds = 60.0
 
 #: What a client's log has before each line: of no use within a message.
 _STAMP = re.compile(r"^[0-9: -]+ pexec_client\[\d+\]: ", re.MULTILINE)
@@ -87,33 +92,64 @@ class Launcher:
             client: the client's file; default: the one that comes with pexecd.
             jitter: chance, from 0 to 1, for the pauses between attempts.
         """
-        client = client or client_file()
-        copies = Copies()
         self._log = Logger()
+        self._reactor = reactor
         self._clock: IReactorTime = reactor
+        self._order = order
         self._watcher = watcher
+        self._connector = connector
+        self._client = client or client_file()
+        self._jitter = jitter
+        self._copies = Copies()
+        self._hosts = {host.name: host for host in hosts}
         self._keepers: dict[str, _Keeper] = {}
-        for host in hosts:
-            if host.start:
-                kind = _LocalKeeper if host.local else _SSHKeeper
-                self._keepers[host.name] = kind(
-                    reactor, host, order(host), watcher, connector, client, jitter, copies
-                )
-        self._by_hand = [
-            (host.name, command_by_hand(host, order(host), client))
-            for host in hosts
-            if not host.start
-        ]
         self._running: list[Deferred[None]] = []
+        self._stopped = False
 
     def start(self) -> None:
         """See ``ILauncher.start``."""
-        for host, text in self._by_hand:
-            self._log.info("{host}: {text}", host=spoken(host), text=text)
-        self._running = [
-            Deferred.fromCoroutine(keeper.keep()).addErrback(self._ended, host)
-            for host, keeper in self._keepers.items()
-        ]
+        for host in self._hosts.values():
+            self._begin(host)
+
+    def _begin(self, host: HostSpec, *, replaces: bool = False) -> None:
+        """Keep a client there, or say how to start it by hand."""
+        order = self._order(host)
+        if not host.start:
+            text = command_by_hand(host, order, self._client)
+            self._log.info("{host}: {text}", host=spoken(host.name), text=text)
+            return
+        kind = _LocalKeeper if host.local else _SSHKeeper
+        keeper = self._keepers[host.name] = kind(
+            self._reactor,
+            host,
+            order,
+            self._watcher,
+            self._connector,
+            self._client,
+            self._jitter,
+            self._copies,
+        )
+        keeper.replaces = replaces
+        kept = Deferred.fromCoroutine(keeper.keep()).addErrback(self._ended, host.name)
+        self._running.append(kept)
+
+    def change(self, hosts: Sequence[HostSpec]) -> None:
+        """See ``ILauncher.change``."""
+        if self._stopped:
+            return
+        before, self._hosts = self._hosts, {host.name: host for host in hosts}
+        for name, keeper in self._keepers.items():
+            if name not in self._hosts or not self._hosts[name].start:
+                keeper.retire()
+        for name, host in self._hosts.items():
+            if name in before and replace(before[name], line=host.line) == host:
+                continue
+            if name in before or name in self._keepers:
+                self._watcher.client_outdated(name)
+            if name in self._keepers and host.start:
+                self._keepers[name].change(host, self._order(host))
+            else:
+                self._begin(host, replaces=name in before)
 
     def revive(self, host: str) -> None:
         """See ``ILauncher.revive``."""
@@ -136,6 +172,7 @@ class Launcher:
             keeper.terminate()
 
     async def _stop(self) -> None:
+        self._stopped = True
         # not now: a keeper that has just told the watcher something may be who calls
         await deferLater(self._clock, 0)
         for keeper in self._keepers.values():
@@ -158,11 +195,15 @@ class _Keeper:
 
     Attributes:
         leaving: whether the client carries on when ``keep`` is cancelled.
+        retired: no client is to be started any more; the one that is there ends by itself.
+        replaces: a client that is there already must end before another is started.
         stopping: ``keep`` was cancelled. It must not rely on CancelledError alone: some steps
             of Twisted end with an error of their own then, as looking up a name does.
     """
 
     leaving = False
+    retired = False
+    replaces = False
     stopping = False
 
     def __init__(
@@ -187,30 +228,76 @@ class _Keeper:
         self._jitter = jitter
         self._copies = copies
         self._revived: Deferred[None] | None = None
+        self._resting: Deferred[None] | None = None
 
     async def keep(self) -> None:
         """Start the client, and start it again when it is needed."""
         attempt = 0
         while True:
+            if self.retired:
+                await self._rest(None)
+                continue
             began = self._clock.seconds()
+            host = self._host
             try:
                 tell = await self._run()
             except HostError as error:
                 if self.stopping:
                     return
-                self._watcher.host_failed(error, not error.retry)
+                if self.retired or self._host is not host:
+                    attempt, self.replaces = 0, True
+                    continue
+                old = isinstance(error, OldClientError)
+                if old:
+                    self._watcher.client_outdated(host.name)
+                else:
+                    self._watcher.host_failed(error, not error.retry)
                 if not error.retry:
-                    return
-                attempt = 1 if self._clock.seconds() - began > GOOD_LIFE else attempt + 1
+                    await self._rest(None)
+                    continue
+                good = not old and self._clock.seconds() - began > GOOD_LIFE
+                attempt = 1 if good else attempt + 1
                 wait = pause(attempt, self._jitter(), error.least_pause)
-                await deferLater(self._clock, wait)
+                await self._rest(min(wait, OLD_CLIENT_PAUSE) if old else wait)
             else:
                 if self.stopping:
                     return
                 attempt = 0
                 revived = self._revived = Deferred()
                 tell()
+                if self._host is not host:
+                    self.replaces = True
+                    self._go_on()
                 await revived
+
+    async def _rest(self, seconds: Seconds | None) -> None:
+        """Wait so long (None: for ever), or until the host is changed."""
+        resting = self._resting = Deferred()
+        timer = None if seconds is None else self._clock.callLater(seconds, self._wake)
+        try:
+            await resting
+        finally:
+            self._resting = None
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._resting is not None:
+            resting, self._resting = self._resting, None
+            resting.callback(None)
+
+    def retire(self) -> None:
+        """Start no client any more."""
+        self.retired = True
+
+    def change(self, host: HostSpec, order: ClientOrder) -> None:
+        """Another client is wanted, as soon as the one that is there has ended."""
+        self._host, self._order = host, order
+        self.retired, self.replaces = False, True
+        if self._resting is not None:
+            self._wake()
+        else:
+            self._go_on()
 
     async def _run(self) -> Callable[[], None]:
         """Start the client, and go on until nothing is left to do unless somebody misses it.
@@ -225,9 +312,20 @@ class _Keeper:
 
     def revive(self) -> None:
         """Go on, if the client was last known to be well."""
+        if not self.retired:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._revived is not None:
             revived, self._revived = self._revived, None
             revived.callback(None)
+
+    def _is_not_old(self, status: int | str | None) -> None:
+        """Raise ``OldClientError`` if the client that is there is the one to be replaced."""
+        if self.replaces and status == RUNNING:
+            raise OldClientError(self._host.name, START, "the client there has not ended yet")
+        if status == STARTED:
+            self.replaces = False
 
     def terminate(self) -> None:
         """Tell the client to end, if that takes no time."""
@@ -268,6 +366,7 @@ class _LocalKeeper(_Keeper):
                 # Nobody need wait for it to hear that the run is over.
                 self._watcher.client_ended(name, client.how)
             raise
+        self._is_not_old(client.status)
         if client.status == RUNNING:
             # an earlier master's child, which goes on for us
             return partial(self._watcher.host_started, name)
@@ -303,6 +402,7 @@ class _SSHKeeper(_Keeper):
                 self._clock,
                 self._words,
             )
+            self._is_not_old(ended.status)
             if ended.status not in (STARTED, RUNNING):
                 raise await why_not(connection, self._host, ended, self._words)
             if ended.facts.get("ends_at_logout"):

@@ -94,6 +94,7 @@ class Watcher:
         self.started: list[str] = []
         self.failed: list[tuple[HostError, bool]] = []
         self.ended: list[tuple[str, str]] = []
+        self.outdated: list[str] = []
         self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
 
     def host_started(self, host: str) -> None:
@@ -106,6 +107,10 @@ class Watcher:
 
     def client_ended(self, host: str, status: str) -> None:
         self.ended.append((host, status))
+        self._look()
+
+    def client_outdated(self, host: str) -> None:
+        self.outdated.append(host)
         self._look()
 
     def until(self, condition: Callable[[], object]) -> Deferred[None]:

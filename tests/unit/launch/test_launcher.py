@@ -99,6 +99,9 @@ class Watcher:
     def client_ended(self, host: str, status: str) -> None:
         self._note(f"ended {host} {status}")
 
+    def client_outdated(self, host: str) -> None:
+        self._note(f"outdated {host}")
+
     def _note(self, text: str) -> None:
         self.heard.append(text)
         self.when_told()
@@ -261,6 +264,95 @@ class TestLauncher(SynchronousTestCase):
         launcher = self.launch(ScriptedConnection([answer]))
         launcher.revive("node7")
         answer.callback(ended(0))
+        self.assertEqual(self.watcher.heard, ["started node7"])
+
+    # --- hosts that come, go and change ------------------------------------------------------
+
+    def change(self, *hosts: HostSpec) -> None:
+        self.launcher.change(hosts)
+
+    def test_a_new_host(self) -> None:
+        old = HostSpec("node7", "node7", dir="~/dir")
+        self.launch(*(ScriptedConnection([ended(0)]) for _ in range(2)))
+        self.change(old, HostSpec("node8", "node8"))
+        self.assertEqual(self.watcher.heard, ["started node7", "started node8"])
+        self.change(old, HostSpec("node8", "node8", line=9))
+        self.assertEqual(len(self.watcher.heard), 2)
+
+    def test_a_host_that_is_gone_is_left_alone(self) -> None:
+        launcher = self.launch(ScriptedConnection([ended(0)]))
+        self.change()
+        launcher.revive("node7")
+        self.clock.advance(10_000)
+        self.assertEqual(self.watcher.heard, ["started node7"])
+
+    def test_a_host_that_is_gone_while_it_fails(self) -> None:
+        self.launch(HostError("node7", "connect", "no"), HostError("node7", "connect", "no"))
+        self.change()
+        self.clock.advance(10_000)
+        self.assertEqual(self.watcher.heard, ["failed node7"])
+
+    def test_another_client_begins_when_the_old_one_has_ended(self) -> None:
+        answers = [ended(0), ended(65), ended(65), ended(0)]
+        self.launch(*(ScriptedConnection([answer]) for answer in answers))
+        self.change(HostSpec("node7", "node7", slots=3))
+        self.clock.advance(1)
+        self.clock.advance(2)
+        outdated = ["outdated node7"] * 3  # told at once, and at each look
+        self.assertEqual(self.watcher.heard, ["started node7", *outdated, "started node7"])
+        self.assertEqual(self.connector.left, [])
+
+    def test_it_is_looked_for_at_least_once_a_minute(self) -> None:
+        answers = [ended(0), *[ended(65)] * 30, ended(0)]
+        self.launch(*(ScriptedConnection([answer]) for answer in answers))
+        self.change(HostSpec("node7", "node7", slots=3))
+        self.clock.pump([60.0] * 30)
+        self.assertEqual(self.watcher.heard[-1], "started node7")
+
+    def test_a_change_ends_a_pause(self) -> None:
+        self.launch(Slow("node7", "connect", "no"), ScriptedConnection([ended(0)]))
+        self.change(HostSpec("node7", "node7", python="/opt/python3"))
+        self.assertEqual(self.watcher.heard, ["failed node7", "outdated node7", "started node7"])
+
+    def test_a_change_is_another_chance_after_a_final_error(self) -> None:
+        self.launch(Never("node7", "connect", "no"), ScriptedConnection([ended(0)]))
+        self.change(HostSpec("node7", "node7", platform="linux-x86_64"))
+        self.assertEqual(self.watcher.heard[-1], "started node7")
+
+    def test_a_change_while_the_client_is_being_started(self) -> None:
+        answer: Deferred[CommandResult] = Deferred()
+        second = ScriptedConnection([ended(65)])
+        self.launch(ScriptedConnection([answer]), second, ScriptedConnection([ended(0)]))
+        self.change(HostSpec("node7", "node7", slots=3))
+        answer.callback(ended(0))
+        self.assertEqual(second.asked, ["start"])
+        self.clock.advance(1)
+        self.assertEqual(self.watcher.heard[-1], "started node7")
+        self.assertEqual(self.connector.left, [])
+
+    def test_a_host_that_is_gone_and_back(self) -> None:
+        host = HostSpec("node7", "node7", dir="~/dir")
+        self.launch(*(ScriptedConnection([ended(code)]) for code in (0, 65, 0)))
+        self.change()
+        self.change(host)
+        self.clock.advance(1)
+        self.assertEqual(self.watcher.heard[-1], "started node7")
+        self.assertEqual(self.connector.left, [])
+
+    def test_by_hand_from_now_on_and_not_any_more(self) -> None:
+        self.launch(*(ScriptedConnection([ended(code)]) for code in (0, 65, 0)))
+        self.change(HostSpec("node7", "node7", start=False))
+        self.launcher.revive("node7")
+        self.assertEqual(self.watcher.heard, ["started node7", "outdated node7"])
+        self.change(HostSpec("node7", "node7"))
+        self.clock.advance(1)
+        self.assertEqual(self.watcher.heard[-1], "started node7")
+
+    def test_nothing_changes_after_the_end(self) -> None:
+        launcher = self.launch(ScriptedConnection([ended(0)]))
+        launcher.stop()
+        self.clock.advance(0)
+        self.change(HostSpec("node8", "node8"))
         self.assertEqual(self.watcher.heard, ["started node7"])
 
     def test_stopped_by_who_hears_of_a_failure(self) -> None:
