@@ -42,6 +42,11 @@ output = table results.txt
 """
 #: A master that was started again waits for clients that it does not know: two pings, at the end.
 LONG = JOB + "[client]\nping = 1\n"
+#: The last tenth but for the end: tickets whose answer was lost with the master that was killed
+#: are given again when their clients have been silent about them for some seconds.
+LAST = (0.88, 0.98)
+#: Seconds between two looks at how far the master is.
+LOOK = 0.05
 #: Nothing is given twice, so that clients hold their requests.
 HELD = JOB.replace("[worker]", "duplicates = 1\n[worker]")
 BIG = JOB.replace("table results.txt", "concat results.bin")
@@ -78,13 +83,37 @@ def settled(folder: Path) -> int:
         return 0
 
 
-def rate(marks: list[list[float]], low: float, high: float) -> float:
-    """Tasks a second between two parts of the whole."""
+def part(marks: list[list[float]], low: float, high: float) -> tuple[list[float], list[float]]:
+    """The first and last mark of a part of the whole: tasks confirmed, and when."""
     total = marks[-1][0]
-    within = [mark for mark in marks if low * total <= mark[0] <= high * total]
-    if len(within) < 2 or within[-1][1] == within[0][1]:
+    within = [mark for mark in marks if low * total <= mark[0] <= high * total] or marks[-1:]
+    return within[0], within[-1]
+
+
+def rate(marks: list[list[float]], low: float, high: float) -> float:
+    """Tasks a second in a part of the whole."""
+    first, last = part(marks, low, high)
+    return (last[0] - first[0]) / max(last[1] - first[1], 1e-9)
+
+
+def cpu_of(
+    marks: list[list[float]], low: float, high: float, watched: list[tuple[float, float]]
+) -> float:
+    """The master's CPU microseconds for a task in a part of the whole.
+
+    Args:
+        marks: tasks confirmed, and when.
+        low: where the part begins, of 1.
+        high: where it ends.
+        watched: times, and the master's CPU seconds up to then.
+    """
+    first, last = part(marks, low, high)
+    within = [used for at, used in watched if first[1] <= at <= last[1]]
+    times = [at for at, _ in watched if first[1] <= at <= last[1]]
+    if len(within) < 2:
         return 0.0
-    return (within[-1][0] - within[0][0]) / (within[-1][1] - within[0][1])
+    busy = (within[-1] - within[0]) / (times[-1] - times[0])
+    return busy / max(rate(marks, low, high), 1e-9) * 1e6
 
 
 def long_table(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -93,6 +122,7 @@ def long_table(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": tasks}
     state = folder / "job.pexecd"
     per_client = {"clients": options.clients, "size": options.size, "step": max(1, tasks // 200)}
+    watched: list[tuple[float, float]] = []
     with master_in(folder) as master, Loading(state, "exchange", **per_client) as loading:
         ready = threading.Thread(target=lambda: found.update(ready=master.ready()))
         ready.start()
@@ -102,26 +132,31 @@ def long_table(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         found["stored"] = stored_at - master.began
         ready.join()
         while settled(folder) < tasks // 2 and loading.runs():
-            time.sleep(0.01)
+            watched.append((time.monotonic(), master.cpu()))
+            time.sleep(LOOK)
         found["peak_before"] = master.memory()
         master.kill()
         killed_at = time.monotonic()
+        first_watched, watched = watched, []
         with master_in(folder) as again:
             found["restart"] = again.ready()
+            while loading.runs():
+                watched.append((time.monotonic(), again.cpu()))
+                time.sleep(LOOK)
             seen = loading.seen()
             end = time.monotonic()
             found["peak_after"] = again.memory()
             again.wait()
             found["end"] = time.monotonic() - end
     marks = seen["marks"]
-    before = [mark for mark in marks if mark[1] < killed_at]
     found |= {
         "first": seen["first"] - master.began,
         "first_before_stored": seen["first"] < stored_at,
         "back": next((at for _, at in marks if at > killed_at), killed_at) - killed_at,
         "rate_first": rate(marks, 0, 0.1),
-        "rate_last": rate(marks, 0.9, 1),
-        "rate_before_kill": rate(before, 0.1, 1) if before else 0.0,
+        "rate_last": rate(marks, *LAST),
+        "cpu_first": cpu_of(marks, 0, 0.1, first_watched),
+        "cpu_last": cpu_of(marks, *LAST, watched),
         "lost_connections": seen["lost"],
     }
     with (folder / "results.txt").open() as lines:
@@ -140,8 +175,10 @@ def tell_table(found: dict[str, Any]) -> None:
         f"  table checked and stored after   {found['stored']:8.2f} s\n"
         f"  ready after                      {found['ready']:8.2f} s\n"
         f"  first task given after           {found['first']:8.2f} s, {earlier}\n"
-        f"  rate of the first tenth          {found['rate_first']:8.0f} tasks/s\n"
-        f"  rate of the last tenth           {found['rate_last']:8.0f} tasks/s\n"
+        f"  rate of the first tenth          {found['rate_first']:8.0f} tasks/s, master's CPU "
+        f"{found['cpu_first']:.0f} us a task\n"
+        f"  rate of the last tenth           {found['rate_last']:8.0f} tasks/s, master's CPU "
+        f"{found['cpu_last']:.0f} us a task\n"
         f"  killed half-way: ready again in  {found['restart']:8.2f} s, results confirmed again "
         f"{found['back']:.2f} s after the kill\n"
         f"  peak resident                    {found['peak_before']:8d} MB, "
