@@ -144,6 +144,10 @@ class MasterProcess:
         """CPU seconds so far of each living thread, by its ID."""
         return thread_seconds(self.pid)
 
+    def waited(self) -> float:
+        """Seconds so far in which its reactor's thread could have run, but others did."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+
     def memory(self, field: str = "VmHWM") -> int:
         """Its peak of resident memory (or ``VmRSS``, as it is) in MB."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():

@@ -206,16 +206,19 @@ def many_clients(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             found = loading.line()
             if options.profile:
                 os.kill(master.pid, signal.SIGUSR1)
-            before, at = master.cpu(), time.monotonic()
-            share, resident = 0.0, []
+            before, at, waited = master.cpu(), time.monotonic(), master.waited()
+            share, late, resident = 0.0, 0.0, []
             while loading.runs():
                 time.sleep(0.2)
                 resident.append(master.memory("VmRSS"))
-                share = (master.cpu() - before) / (time.monotonic() - at)
+                passed = time.monotonic() - at
+                share = (master.cpu() - before) / passed
+                late = (master.waited() - waited) / passed
             found |= loading.seen()
         if master.poll() is not None:
             raise SystemExit(f"the master has ended\n{master.said()}")
-        found |= {"share": share, "resident": max(resident), "peak": master.memory()}
+        found |= {"share": share, "late": late}
+        found |= {"resident": max(resident), "peak": master.memory()}
         if options.profile:
             os.kill(master.pid, signal.SIGINT)
             master.wait(130)
@@ -228,7 +231,8 @@ def tell_clients(found: dict[str, Any]) -> None:
     print(
         f"{found['clients']} clients, {found['held']} hold a request at the end, "
         f"{found['over']} were told that their task is over; all began in {found['ramp']:.1f} s\n"
-        f"  master's share of a core   {found['share'] * 100:8.1f} %\n"
+        f"  master's share of a core   {found['share'] * 100:8.1f} %, "
+        f"{found['late'] * 100:.1f} % of the time it waited for one\n"
         f"  master's memory            {found['resident']:8d} MB, at its peak {found['peak']} MB\n"
         f"  requests                   {found['requests'] / found['seconds']:8.0f} /s, "
         f"pings {found['pings'] / found['seconds']:.0f} /s\n"
