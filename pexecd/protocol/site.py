@@ -84,6 +84,14 @@ class Channel(http.HTTPChannel):
         self.site.connected.add(self)
         super().connectionMade()
 
+    def setTimeout(self, period: Seconds | None) -> Seconds | None:
+        # Twisted looks through all timers there are for one that is moved to an earlier time,
+        # but forgets a cancelled one at no cost.
+        before: Seconds | None = super().setTimeout(None)
+        if period is not None:
+            super().setTimeout(period)
+        return before
+
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
