@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,12 @@ def run(folder: Path) -> tuple[float, Story]:
     return first, sorted(story)
 
 
+def cpu_of_children() -> float:
+    """CPU seconds of all processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def imports() -> list[tuple[float, str]]:
     """Milliseconds that modules of each package took to import, without what they import."""
     done = subprocess.run(
@@ -122,6 +129,7 @@ def main() -> None:
     if options.ssh and (missing := ssh_is_there()):
         sys.exit(missing)
     rounds = []
+    used = cpu_of_children()
     for _ in range(options.rounds):
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -134,17 +142,24 @@ def main() -> None:
                 write_job(folder, JOB, "2/:\n", 1)
             rounds.append(run(folder))
             machine = about(folder)
+    used = (cpu_of_children() - used) / options.rounds
     firsts = sorted(first for first, _ in rounds)
     middle = firsts[len(firsts) // 2]
     story = next(story for first, story in rounds if first == middle)
     packages = imports()
     if options.json:
-        print(json.dumps({"about": machine, "ms": firsts, "story": story, "imports": packages}))
+        print(
+            json.dumps(
+                {"about": machine, "ms": firsts, "cpu": used, "story": story, "imports": packages}
+            )
+        )
         return
     print_about(machine)
     print(f"the first result after {middle:.0f} ms ({firsts[0]:.0f}-{firsts[-1]:.0f})\n")
     for at, what in story:
         print(f"{at:8.0f} ms  {what}")
+    others = ", sshd and the making of the user among it" if options.ssh else ""
+    print(f"\nCPU of the command and all that it started: {used * 1000:.0f} ms{others}")
     total = sum(took for took, _ in packages)
     print(f"\nthe imports of the command: {total:.0f} ms (somewhat more than usual, as measured)\n")
     for took, name in packages:

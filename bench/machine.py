@@ -108,6 +108,7 @@ def about(folder: Path) -> dict[str, str]:
         "Python": platform.python_version(),
         "Twisted": package("twisted"),
         "SQLite": sqlite3.sqlite_version,
+        "load": f"{os.getloadavg()[0]:.1f}",
         "yardstick": f"{yardstick():.0f} us",
         "disk": f"{file_system(folder)}, fdatasync {fsync_latency(folder) * 1000:.2f} ms",
     }
