@@ -35,6 +35,7 @@ from pexecd.core.events import (
     ClientHeard,
     Event,
     Exchanged,
+    HostDrained,
     HostsUnusable,
     JudgeFailed,
     ResultJudged,
@@ -175,7 +176,9 @@ class SessionMachine(RuleBasedStateMachine):
             ), "a copy"
         assert all(self.session.over(ticket) for ticket in supply.over)
         assert sum((bool(supply.given), supply.none, supply.end)) <= 1
-        assert supply.end <= (self.finish is not None)
+        drained = self.session._ledger.hosts[supply.caller.host].drained
+        assert supply.end <= (self.finish is not None or drained)
+        assert not (drained and supply.given)
 
     def answered(self, ask: int) -> None:
         assert ask in self.open_asks, "an ask was answered twice, or after its peer had left"
@@ -258,6 +261,10 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(place=places)
     def ping(self, place: int) -> None:
         self.handle(TicketPinged(self.at, self.ticket(place)))
+
+    @rule(caller=callers, returns=st.booleans())
+    def drain_a_host(self, caller: Caller, returns: bool) -> None:
+        self.handle(HostDrained(self.at, caller.host, returns))
 
     @rule(caller=callers)
     def be_heard(self, caller: Caller) -> None:
