@@ -457,14 +457,16 @@ class Parser:
 
     def __init__(self):
         self.done = False
-        self._buffer = bytearray()
+        self._buffer = b""
+        self._at = 0  # so much of it was taken
         self._ended = False
         self._steps = self._parse()
         next(self._steps)
 
     def feed(self, data):
         """Take some bytes; ``ValueError`` where they are wrong. What follows the end is lost."""
-        self._buffer += data
+        self._buffer = self._buffer[self._at :] + data if self._left() else data
+        self._at = 0
         self._go_on()
 
     def end(self):
@@ -482,19 +484,19 @@ class Parser:
     def _line(self, most=65536):
         """A line with its CR, without its LF; None at the end."""
         while True:
-            found = self._buffer.find(b"\n")
+            found = self._buffer.find(b"\n", self._at)
             if found >= 0:
-                return self._cut(found, 1)
-            if len(self._buffer) > most:
+                return self._cut(found - self._at, 1)
+            if self._left() > most:
                 raise ValueError("a line without an end")
             if self._ended:
-                return self._cut(len(self._buffer)) or None
+                return self._cut(self._left()) or None
             yield
 
     def _copy(self, length, write):
         """Pass exactly so many bytes on."""
         while length:
-            if not self._buffer:
+            if not self._left():
                 if self._ended:
                     raise ValueError("it breaks off")
                 yield
@@ -504,9 +506,12 @@ class Parser:
 
     def _cut(self, length, more=0):
         """Take bytes from the buffer; ``more`` after them are thrown away."""
-        data = bytes(self._buffer[:length])
-        del self._buffer[: length + more]
+        data = self._buffer[self._at : self._at + length]
+        self._at += len(data) + more
         return data
+
+    def _left(self):
+        return len(self._buffer) - self._at
 
 
 def encode_query(pairs):
@@ -559,7 +564,7 @@ class Response(Parser):
         else:
             keep = False
             while status != 205 and not self._ended:  # 205 has no body by definition
-                take(self._cut(len(self._buffer)))
+                take(self._cut(self._left()))
                 yield
         self.status, self.headers, self.keep = status, headers, keep
 
@@ -861,7 +866,8 @@ class TaskReader(Parser):
             self._error = error
             self.done = True
         if self.done:
-            self._buffer.clear()
+            self._buffer = b""
+            self._at = 0
 
     def finish(self):
         """All has come: the task. ``ValueError``: it is wrong; ``OSError``: no room for it."""
@@ -880,15 +886,24 @@ class TaskReader(Parser):
             self.task.error = error
             return self.task
 
-    def take_whole(self, data):
-        """The whole body at once; the same as ``feed``, faster where no content is in it."""
-        if BEGIN in data:
+    def take_whole(self, data, known):
+        """The whole body at once: the same as ``feed``, but faster.
+
+        The sections of tasks are often the same: ``known`` holds those that were read.
+        """
+        head, _, sections = data.partition(b"\n[")
+        results = known.get(sections)
+        if results is None:
             self.feed(data)
+            self.end()
+            if not (self._error or self.task.inputs):
+                known[sections] = self.task.results
             return
         try:
-            for line in data.split(b"\n"):
+            for line in head.split(b"\n"):
                 self._take(line)
             self._end_section()
+            self.task.results += results
         except ValueError as error:
             self._error = error
         self.done = True
@@ -976,14 +991,14 @@ class TaskReader(Parser):
         before = b""  # the line break of the line before: content, unless the end follows
         within = False  # a piece of this line was written already
         while True:
-            found = self._buffer.find(b"\n")
+            found = self._buffer.find(b"\n", self._at) - self._at
             if found < 0 and not self._ended:
-                if len(self._buffer) > len(END) + 2:  # no closing line, but keep a last CR
-                    write(before + self._cut(len(self._buffer) - 1))
+                if self._left() > len(END) + 2:  # no closing line, but keep a last CR
+                    write(before + self._cut(self._left() - 1))
                     before, within = b"", True
                 yield
                 continue
-            line = self._cut(found, 1) if found >= 0 else self._cut(len(self._buffer))
+            line = self._cut(found, 1) if found >= 0 else self._cut(self._left())
             if not within and line.rstrip(b"\r") == END and len(line) <= len(END) + 1:
                 return
             if found < 0:
@@ -1006,6 +1021,7 @@ class AnswerReader(Parser):
         self.over = []  # tickets
         self.none = False
         self.no_more = False
+        self._known = {}
         self._spool = spool
         super().__init__()
 
@@ -1033,11 +1049,11 @@ class AnswerReader(Parser):
             if length > self.WHOLE:
                 yield from self._copy(length, reader.feed)
             else:
-                while len(self._buffer) < length:
+                while self._left() < length:
                     if self._ended:
                         raise ValueError("it breaks off")
                     yield
-                reader.take_whole(self._cut(length))
+                reader.take_whole(self._cut(length), self._known)
             if (yield from self._line()) is None:
                 raise ValueError("it breaks off")
         except BaseException:  # also where nobody reads on
@@ -1681,11 +1697,11 @@ class Spawner:
         self._lean = hasattr(os, "posix_spawn")  # Python 3.8
 
     def start(self, words, folder, environment, streams):
-        """Run a command; ``streams`` are its standard input, output and error. Its PID.
+        """Run a command in an open folder; ``streams`` are its standard input, output and error.
 
-        The client's own current folder becomes the worker's: nothing here depends on it.
+        Its PID. The client's own current folder becomes the worker's: nothing here depends on it.
         """
-        os.chdir(folder)
+        os.fchdir(folder)
         path = environment.get(b"PATH", DEFAULT_PATH)
         program = words[0]
         if b"/" not in program:
@@ -1747,6 +1763,7 @@ class Workspace:
         self.base = os.path.join(place, "%08d" % number)
         self.folder = os.fsencode(self.base)
         os.mkdir(self.folder, 0o700)
+        self.descriptor = os.open(self.folder, FOLDER_ONLY)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         self.errors = os.open(self.base + ".err", flags, 0o600)
         self._mark()
@@ -1758,8 +1775,8 @@ class Workspace:
         self._looks = self._look()
 
     def _look(self):
-        status = os.lstat(self.folder)
-        return status.st_ino, status.st_mode, status.st_mtime_ns
+        status = os.fstat(self.descriptor)
+        return status.st_mtime_ns, status.st_mode, status.st_nlink
 
     def clean(self):
         """Is the folder as it was, so that the next worker can have it? Then it is made ready."""
@@ -1769,7 +1786,7 @@ class Workspace:
                 os.lseek(self.errors, 0, os.SEEK_SET)
             looks = self._look()
             if looks != self._looks:
-                if looks[:2] != self._looks[:2] or os.listdir(self.folder):
+                if looks[1:] != self._looks[1:] or os.listdir(self.descriptor):
                     return False
                 self._mark()
         except OSError:
@@ -1784,6 +1801,7 @@ class Workspace:
     def close(self):
         """Let go of it; the files stay."""
         os.close(self.errors)
+        os.close(self.descriptor)
 
 
 class Stream:
@@ -1915,19 +1933,22 @@ class Run:
 class Engine:
     """Runs workers, one in each slot, and tells the client what became of them.
 
-    The way from a worker's end to the next one's start is what decides how fast short tasks go:
-    the next is started first, then it is seen what the last one left.
+    The way from a worker's end to the next one's start decides how fast short tasks go, and a
+    processor that comes from another program runs slowly at first. So nothing but that is done when
+    a worker ends; what those have left that ended since is looked at together, in ``settle``.
     """
 
     WATCH = 0.02  # seconds until a worker's pipes are watched; shorter ones cost nothing
     TIDY_PAUSE = 0.02  # seconds between pieces of removing what workers left
     TIDY = 0.005  # seconds of such a piece: workers that end wait no longer
+    SETTLE_MOST = 32  # workers whose ends are looked at together: each has three files open
     LITTER_MOST = 200  # folders that may wait to be removed
 
     def __init__(self, client, place):
         self.runs = {}  # PID -> Run
         self.waiting = collections.deque()  # tasks
-        self.free = list(range(client.settings.slots))  # slots
+        self.free = list(reversed(range(client.settings.slots)))  # slots
+        self.over = []  # (Run, status, when it ended)
         self.finished = 0  # workers that have ended
         self.pace = None  # seconds that a worker takes, about
         self.nice = None  # the priority that workers get, where it is not our own
@@ -1968,7 +1989,6 @@ class Engine:
             self._start(self.waiting.popleft())
 
     def _start(self, task):
-        self.free.sort(reverse=True)
         run = Run(task, self.free.pop(), None)
         try:
             self._spawn(run)
@@ -2027,7 +2047,7 @@ class Engine:
             environment = self._variables(run)
             run.started = time.monotonic()
             run.pid = self._spawner.start(
-                words, workspace.folder, environment, (stdin, output, errors)
+                words, workspace.descriptor, environment, (stdin, output, errors)
             )
         finally:
             if stdin != self._null:
@@ -2120,8 +2140,8 @@ class Engine:
 
     def reap(self, _number=None):
         """After SIGCHLD: see which have ended."""
-        over = []
-        while True:
+        now = time.monotonic()
+        while self.runs:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -2130,17 +2150,22 @@ class Engine:
                 break
             run = self.runs.pop(pid, None)
             if run:  # else it was the guard
+                run.signal(signal.SIGKILL)  # what the worker left running
                 self.free.append(run.slot)
-                over.append((run, status))
-        now = time.monotonic()
-        if over:
-            self.fill()
-            for run, status in over:
-                self._settle(run, status, now)
-            self._client.go_on()
+                self.over.append((run, status, now))
+                self.finished += 1
+        self.fill()
+        if len(self.over) >= self.SETTLE_MOST:
+            self.settle()
+        self._client.go_on()
+
+    def settle(self):
+        """Look at what those have left that ended."""
+        over, self.over = self.over, []
+        for run, status, now in over:
+            self._settle(run, status, now)
 
     def _settle(self, run, status, now):
-        run.signal(signal.SIGKILL)  # what the worker left running
         if run.stopped and self._client.lives():  # else the guard does it for all
             kill_left(run.workspace.base)  # groups of their own, as timeout(1) makes one
         for stream in run.streams():
@@ -2150,7 +2175,6 @@ class Engine:
         if run.output:
             self._long = run.output.long
         seconds = now - run.started
-        self.finished += 1
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
         if run.over:
             outcome = None
@@ -2378,6 +2402,8 @@ class Exchange:
         times = []
         if self.outbox:
             times.append(self.outbox[0].since + self.AGE)
+        elif self._engine.over:
+            times.append(self._engine.over[0][2] + self.AGE)
         if waiting:
             times.append(waiting[0].since + self.BACK_AFTER)
         if self._is_due(min(times, default=math.inf) <= now):
@@ -2397,11 +2423,11 @@ class Exchange:
 
     def _is_due(self, late):
         engine = self._engine
-        if late or self._back or self._parting and self.outbox:
+        if late or self._back or self._parting and (self.outbox or engine.over):
             return True
         if self._ping_due and (engine.runs or engine.waiting or self._client.large()):
             return True
-        if self.outbox and (not engine.runs or self._size > self._most // 2):
+        if (self.outbox or engine.over) and not engine.runs or self._size > self._most // 2:
             return True
         return len(engine.waiting) <= self._slots and self._want() > 0
 
@@ -2433,6 +2459,7 @@ class Exchange:
             self._back.append(task.ticket)
 
     def _send(self, now):
+        self._engine.settle()
         self._learn()
         want = self._want()
         lines = [b"back %s\n" % to_bytes(ticket) for ticket in self._back]
@@ -2769,8 +2796,10 @@ class Client:
         if not self._engine:
             return
         self._engine.fill()
-        if self._exchange:
+        if self._exchange and self.lives():
             self._exchange.consider()
+        else:
+            self._engine.settle()
         self._ask()
         self._maybe_end()
 
@@ -2993,6 +3022,8 @@ class Client:
         if not self.lives():
             return
         log("%s", reason)
+        if self._engine:
+            self._engine.settle()  # what has ended is told, or kept
         self._code = code
         if self._asking:
             self._asking.cancel()
@@ -3006,14 +3037,15 @@ class Client:
         self._maybe_end()
 
     def _maybe_end(self):
-        if self._engine and self._engine.runs or self._reports:
+        engine = self._engine
+        if engine and (engine.runs or engine.over) or self._reports:
             return
         telling = self._exchange and (self._exchange.busy() or self._exchange.outbox)
         if not self.lives():
             posting = any(post.under_way for post in self._posts.values())
             if not posting and not (self._exchange and self._exchange.busy()):
                 self._leave()
-        elif self._no_more and not (self._posts or telling or self._engine.waiting):
+        elif self._no_more and not (self._posts or telling or engine.waiting):
             self._code = EXIT_OK
             log("no task is left")
             self._leave()
