@@ -16,18 +16,29 @@ other hosts may change, the worker's ``.lock``.
 
   Loop        the selector, the timers, the signals
   Request     a request and its answer, HTTP/1.1, not blocking; Http keeps connections
-  TaskReader  the body of a task, read as it comes, inputs straight to disk
+  TaskReader  the body of a task, read as it comes, inputs straight to disk; AnswerReader:
+              the answer to an exchange, a row of tasks
   Executable  the worker: shared copy, ``.lock``, own hard link
   Guard       a shell that outlives us for a moment if we are killed, to end the workers;
               each has its folder in PEXEC_FOLDER, by which the next client finds those left
-  Run         one ticket while its worker runs
-  Post        one ticket from its worker's end until the server has confirmed it
+  Engine      runs workers: a Run while one lives, in a Workspace that is used again where it
+              was left clean, its output in a Stream, started by the Spawner
+  Outcome     what became of a ticket, in memory; Record: the same on disk, where it is large
+  Exchange    tells outcomes and fetches tasks, many in one request
+  Post        one ticket in a request of its own, until the server has confirmed it
   Client      the life of the whole: config, worker, tasks, pings, the end
 
-A ticket's way: GET /task -> Run (folder, inputs, process) -> a record on disk that says
-what is to be posted -> Post, repeated until confirmed -> its files are removed. From the
-record on nothing but the server's answer can lose it: a client that is killed, or that
-gives up after ``Patience``, leaves record and files for the session's next client here.
+A ticket's way: it comes by an exchange -> waits for a slot, some tenths of a second at most ->
+Run (folder, inputs, process) -> Outcome or Record. An Outcome goes with the next exchange; a Record
+is posted by itself, from its files. Both are repeated until confirmed. What is not after a second
+is on disk: from then on nothing but the server's answer can lose it; a client that is killed, or
+that gives up after ``Patience``, leaves it for the session's next client here. What was younger
+the server gives out again. When there is no task, and with masters that have no exchange, tasks
+come by GET /task; with the latter every outcome is a Post.
+
+How short tasks go fast: when a worker ends, nothing is done but to start the next one. What
+those have left that ended in the last ``AGE`` is then looked at together and told
+together, while enough tasks wait here for the slots not to stand idle until the answer comes.
 
 Below the folder (``--dir``), everything 0700:
 
@@ -38,8 +49,10 @@ Below the folder (``--dir``), everything 0700:
     failed/TICKET/                   with KeepFailed: what failed attempts left
     HOST-HASH-PID-RANDOM/            one client; no other host can have that name
       bin/WORKER                     its hard link
-      TICKET-HASH/                   current folder of a worker
-      TICKET-HASH.{in,out,err,json}  its streams, and its record
+      NUMBER/                        current folder of workers, one after another
+      NUMBER.{in,out,err,stderr}     their streams, where they are not pipes
+      NUMBER.json                    a record: the files belong to a ticket that is to be posted
+      unsent                         outcomes, as entries of an exchange
       log                            in the background
 
 Exit status
@@ -77,7 +90,6 @@ if sys.version_info < (3, 6):
     sys.stderr.write("pexec_client: needs Python 3.6 or newer, this is %s\n" % sys.version)
     sys.exit(EXIT_PYTHON)
 
-import argparse
 import collections
 import errno
 import fcntl
@@ -85,7 +97,6 @@ import hashlib
 import heapq
 import io
 import itertools
-import json
 import math
 import os
 import random
@@ -93,13 +104,10 @@ import re
 import select
 import selectors
 import shlex
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import time
-import traceback
 import urllib.parse
 
 CHUNK = 256 * 1024  # bytes read or sent at once; the memory a transfer needs
@@ -107,6 +115,7 @@ LINE_MOST = 4 * 1024 * 1024  # bytes of a line in a task; argument lists end at 
 STDERR_TAIL = 4096  # bytes of standard error that go with a failure
 INLINE_MOST = 16384  # bytes of a result that is kept in memory and told in an exchange
 TIMEOUT_NONE = 31536000  # a Timeout that means: no limit
+AGE = 0.025  # seconds until it is told that a worker has ended: then for many at once
 KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
 # Large results that may be on their way beside one for each slot: they cover the time that the
 # server's disk takes, some tens of milliseconds, while workers go on.
@@ -297,7 +306,8 @@ class Server:
     def __init__(self, url):
         self.url = url
         self.path = self.authority = self.pin = self.socket = ""
-        self._file = to_path(url[5:]) if url.startswith("file:") else ""
+        # an absolute path: the current folder is that of the last worker
+        self._file = os.path.abspath(to_path(url[5:])) if url.startswith("file:") else ""
         self._addresses = []
         if not self._file:
             self._read(url)
@@ -1214,7 +1224,7 @@ def try_folder(folder, run):
         os.chmod(probe, 0o700)
         if run:
             what = "no program can be started there (a noexec mount?)"
-            subprocess.call([probe], stdin=subprocess.DEVNULL)
+            run_to_end([os.fsencode(probe)])
         os.unlink(probe)
     except OSError as error:
         reason = "folder %s: %s: %s" % (folder, what, error.strerror)
@@ -1286,6 +1296,95 @@ class HostLock:
 # --- processes ----------------------------------------------------------------------------
 
 
+class Spawner:
+    """Starts processes, in sessions of their own."""
+
+    # what Python ignores, and a worker must not
+    DEFAULT_SIGNALS = [
+        number
+        for number in (getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ"))
+        if number is not None
+    ]
+
+    def __init__(self):
+        self._found = {}  # (PATH, word) -> program
+        # Python 3.8; ``subprocess``, which is used before, is also slow to load
+        self._lean = hasattr(os, "posix_spawn")
+
+    def start(self, words, folder, environment, streams):
+        """Run a command in an open folder; ``streams`` are its standard input, output and error.
+
+        Its PID. The client's own current folder becomes the worker's: nothing here depends on it.
+        """
+        os.fchdir(folder)
+        path = environment.get(b"PATH", DEFAULT_PATH)
+        program = words[0]
+        if b"/" not in program:
+            program = self._found.get((path, program)) or self._find(path, program)
+        try:
+            if self._lean:
+                return self._spawn(program, words, environment, streams)
+        except NotImplementedError:  # a C library that cannot make sessions
+            self._lean = False
+        except OSError:
+            self._found.pop((path, words[0]), None)  # it may have moved
+            raise
+        import subprocess
+
+        process = subprocess.Popen(
+            words,
+            executable=program,
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
+            env=environment,
+            start_new_session=True,
+        )
+        process.returncode = 0  # who waits for it is not subprocess
+        return process.pid
+
+    def _spawn(self, program, words, environment, streams):
+        dup = os.POSIX_SPAWN_DUP2
+        return os.posix_spawn(
+            program,
+            words,
+            environment,
+            file_actions=((dup, streams[0], 0), (dup, streams[1], 1), (dup, streams[2], 2)),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=self.DEFAULT_SIGNALS,
+        )
+
+    def _find(self, path, word):
+        problem = errno.ENOENT
+        for folder in path.split(b":"):
+            program = os.path.join(folder, word)
+            if os.path.isfile(program):
+                if os.access(program, os.X_OK):
+                    if folder.startswith(b"/"):  # others depend on the current folder
+                        self._found[path, word] = program
+                    return program
+                problem = errno.EACCES
+        raise OSError(problem, os.strerror(problem), os.fsdecode(word))
+
+
+def start_silent(words, stdin=None):
+    """Start a program of our own, in ``/``, that says nothing. Its PID."""
+    null = os.open(os.devnull, os.O_RDWR)
+    root = os.open("/", FOLDER_ONLY)
+    try:
+        streams = (null if stdin is None else stdin, null, null)
+        return Spawner().start(words, root, dict(os.environb), streams)
+    finally:
+        os.close(null)
+        os.close(root)
+
+
+def run_to_end(words):
+    """Run such a program until it ends."""
+    os.waitpid(start_silent(words), 0)
+
+
 # Kills what has a PEXEC_FOLDER that begins so, where the system tells (Linux).
 KILL_MARKED = """
     for file in $(grep -lsF "PEXEC_FOLDER=$1" /proc/[0-9]*/environ); do
@@ -1297,8 +1396,8 @@ KILL_MARKED = """
 
 def kill_left(beginning):
     """Kill what workers left running that have a ``PEXEC_FOLDER`` that begins so."""
-    command = ["/bin/sh", "-c", KILL_MARKED, "pexec-sweep", beginning]
-    subprocess.call(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    script = KILL_MARKED.encode("ascii")
+    run_to_end([b"/bin/sh", b"-c", script, b"pexec-sweep", os.fsencode(beginning)])
 
 
 class Guard:
@@ -1325,14 +1424,11 @@ class Guard:
         self._loop = loop
         self._groups = groups  # a function that says them
         self._timer = None
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", self.SCRIPT + KILL_MARKED, "pexec-guard", place + "/"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
+        script = (self.SCRIPT + KILL_MARKED).encode("ascii")
+        hear, self._say = os.pipe()
+        command = [b"/bin/sh", b"-c", script, b"pexec-guard", os.fsencode(place + "/")]
+        self._pid = start_silent(command, hear)
+        os.close(hear)
 
     def changed(self):
         if self._timer is None:
@@ -1344,12 +1440,12 @@ class Guard:
 
     def _tell(self, line):
         # somebody may have killed it; the next client's sweep remains
-        quietly(os.write, self._process.stdin.fileno(), (line + "\n").encode("ascii"))
+        quietly(os.write, self._say, (line + "\n").encode("ascii"))
 
     def close(self):
         self._tell("end")
-        self._process.stdin.close()
-        self._process.wait()
+        os.close(self._say)
+        quietly(os.waitpid, self._pid, 0)  # the engine may have seen its end
 
 
 # --- the worker's executable --------------------------------------------------------------
@@ -1406,6 +1502,8 @@ class Executable:
             if may_link:
                 quietly(os.link, source, self.link)
             if not os.path.exists(self.link):
+                import shutil  # slow to load, and seldom needed
+
                 shutil.copyfile(source, self.link)
         except FileNotFoundError:
             return False
@@ -1588,6 +1686,8 @@ class Record:
 
     @staticmethod
     def load_all(folder):
+        import json  # slow to load, and seldom needed
+
         records = []
         for name in sorted(os.listdir(folder)):
             if name.endswith(".json"):
@@ -1601,6 +1701,8 @@ class Record:
 
     def save(self):
         """Put ``data`` on disk; if it cannot be, go on."""
+        import json
+
         try:
             with open(self.base + ".json", "wb") as file:
                 file.write(json.dumps(self.data).encode("ascii"))
@@ -1680,75 +1782,6 @@ def split_words(command):
         # bytes: whatever the locale is, the worker gets what the server sent
         return [to_bytes(word) for word in shlex.split(to_text(command))]
     return command.split()
-
-
-class Spawner:
-    """Starts processes, in sessions of their own."""
-
-    # what Python ignores, and a worker must not
-    DEFAULT_SIGNALS = [
-        number
-        for number in (getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFZ", "SIGXFSZ"))
-        if number is not None
-    ]
-
-    def __init__(self):
-        self._found = {}  # (PATH, word) -> program
-        self._lean = hasattr(os, "posix_spawn")  # Python 3.8
-
-    def start(self, words, folder, environment, streams):
-        """Run a command in an open folder; ``streams`` are its standard input, output and error.
-
-        Its PID. The client's own current folder becomes the worker's: nothing here depends on it.
-        """
-        os.fchdir(folder)
-        path = environment.get(b"PATH", DEFAULT_PATH)
-        program = words[0]
-        if b"/" not in program:
-            program = self._found.get((path, program)) or self._find(path, program)
-        try:
-            if self._lean:
-                return self._spawn(program, words, environment, streams)
-        except NotImplementedError:  # a C library that cannot make sessions
-            self._lean = False
-        except OSError:
-            self._found.pop((path, words[0]), None)  # it may have moved
-            raise
-        process = subprocess.Popen(
-            words,
-            executable=program,
-            stdin=streams[0],
-            stdout=streams[1],
-            stderr=streams[2],
-            env=environment,
-            start_new_session=True,
-        )
-        process.returncode = 0  # who waits for it is not subprocess
-        return process.pid
-
-    def _spawn(self, program, words, environment, streams):
-        dup = os.POSIX_SPAWN_DUP2
-        return os.posix_spawn(
-            program,
-            words,
-            environment,
-            file_actions=((dup, streams[0], 0), (dup, streams[1], 1), (dup, streams[2], 2)),
-            setsid=True,
-            setsigmask=(),
-            setsigdef=self.DEFAULT_SIGNALS,
-        )
-
-    def _find(self, path, word):
-        problem = errno.ENOENT
-        for folder in path.split(b":"):
-            program = os.path.join(folder, word)
-            if os.path.isfile(program):
-                if os.access(program, os.X_OK):
-                    if folder.startswith(b"/"):  # others depend on the current folder
-                        self._found[path, word] = program
-                    return program
-                problem = errno.EACCES
-        raise OSError(problem, os.strerror(problem), os.fsdecode(word))
 
 
 class Workspace:
@@ -1960,6 +1993,7 @@ class Engine:
         self._spare = []
         self._litter = collections.deque()
         self._tidying = False
+        self._settling = False
         self._long = False  # the last output was: expect the same of the next
         self._look_at = None  # when to look at the workers again, and the timer
         self._timer = None
@@ -2157,6 +2191,14 @@ class Engine:
         self.fill()
         if len(self.over) >= self.SETTLE_MOST:
             self.settle()
+        elif self.over and not self._settling:
+            self._settling = True
+            self._loop.later(AGE, self._settle_old)
+        self._client.go_on()
+
+    def _settle_old(self):
+        self._settling = False
+        self.settle()
         self._client.go_on()
 
     def settle(self):
@@ -2181,6 +2223,8 @@ class Engine:
             self._recycle(run)
         else:
             outcome = self._judge(run, status, seconds)
+            if isinstance(outcome, Outcome):
+                outcome.since = now
         self._client.ended(run.task.ticket, outcome)
 
     def _judge(self, run, status, seconds):
@@ -2336,7 +2380,6 @@ class Exchange:
     many as were done between two exchanges, more when slots stood idle until the answer came.
     """
 
-    AGE = 0.025  # seconds until it is told that a worker has ended: then for many at once
     AHEAD_MOST = 512  # tasks that may wait here
     AHEAD_WORK = 0.2  # seconds until those are begun: so long they may be missing elsewhere
     LONG = 1.0  # seconds a worker takes, for which a round trip is nothing: none waits behind it
@@ -2401,9 +2444,7 @@ class Exchange:
             self._ahead = 0
         times = []
         if self.outbox:
-            times.append(self.outbox[0].since + self.AGE)
-        elif self._engine.over:
-            times.append(self._engine.over[0][2] + self.AGE)
+            times.append(self.outbox[0].since + AGE)
         if waiting:
             times.append(waiting[0].since + self.BACK_AFTER)
         if self._is_due(min(times, default=math.inf) <= now):
@@ -3074,6 +3115,7 @@ class Client:
         """Leave what config says, and what the next client is to post."""
         if self._guard:
             self._guard.close()
+        os.chdir("/")  # out of the folder of the last worker
         places = {record.folder for record in self.large()}
         if self._place:
             places.add(self._place)
@@ -3197,18 +3239,34 @@ FILE_KEYS = (
 )
 
 
-def read_settings(arguments):
-    """The settings from the command line, and from the file that it names."""
+class Settings:
+    """What the command line says, and the file that it names; the defaults."""
+
+    session = server = port = file = verify = None
+    command = md5 = host = public = platform = ""
+    dir = "~/.cache/pexecd"
+    start_limit = 20.0
+    copied = background = False
+
+    def __init__(self):
+        self.slots = usable_cores()
+
+
+def make_parser():
+    """The parser of the command line, for what ``read_arguments`` does not know."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="pexec_client.py",
         description="Runs the tasks of a pexecd master on this computer.",
         epilog=__doc__[__doc__.index("Exit status") :],
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add("session", nargs="?", metavar="SESSION", help="session ID; others may see it here")
-    add("command", nargs="?", default="", metavar="COMMAND", help="the worker: name or path")
-    add("md5", nargs="?", default="", metavar="MD5", help="its checksum")
+    add("command", nargs="?", metavar="COMMAND", help="the worker: name or path")
+    add("md5", nargs="?", metavar="MD5", help="its checksum")
     add("server", nargs="?", metavar="SERVER", help="host name or address of the master")
     add("port", nargs="?", type=int, metavar="PORT")
     add(
@@ -3219,22 +3277,41 @@ def read_settings(arguments):
         "http://host:port, https://host:port#SHA256 of the certificate, unix:PATH of a socket, or "
         "file:PATH of a file that says one of these; keys: " + ", ".join(FILE_KEYS),
     )
-    add("--slots", type=int, default=usable_cores(), help="workers at once (default: cores)")
-    add("--dir", default="~/.cache/pexecd", help="folder for all files (default: %(default)s)")
-    add("--host", default="", help="name of this host in the master's cluster file")
-    add("--public", default="", help="the session's public name")
-    add("--platform", default="", help="default: %s" % platform_word())
+    add("--slots", type=int, help="workers at once (default: cores)")
+    add("--dir", help="folder for all files (default: %s)" % Settings.dir)
+    add("--host", help="name of this host in the master's cluster file")
+    add("--public", help="the session's public name")
+    add("--platform", help="default: %s" % platform_word())
     add("--copied", action="store_true", help="the master put this file here")
     add(
         "--start-limit",
         type=float,
-        default=20.0,
         metavar="SECONDS",
-        help="give up when the first /config was not answered by then (default: %(default)s)",
+        help="give up when the first /config was not answered by then (default: %g)"
+        % Settings.start_limit,
     )
     add("--verify", metavar="SHA256", help="go on only if this file has that checksum")
     add("--background", action="store_true")
-    settings = parser.parse_args(arguments)
+    return parser
+
+
+def read_arguments(arguments):
+    """What masters say is read here; all else by ``argparse``, which is slow to load."""
+    settings = Settings()
+    words = iter(arguments)
+    for word in words:
+        if word in ("--background", "--copied"):
+            setattr(settings, word[2:], True)
+        elif word in ("--from", "--dir", "--verify") and arguments[-1] != word:
+            setattr(settings, "file" if word == "--from" else word[2:], next(words))
+        else:
+            return make_parser().parse_args(arguments, Settings())
+    return settings
+
+
+def read_settings(arguments):
+    """The settings from the command line, and from the file that it names."""
+    settings = read_arguments(arguments)
     try:
         if settings.file:
             read_file(settings)
@@ -3245,7 +3322,7 @@ def read_settings(arguments):
             raise ValueError("session, server and at least one slot are needed")
         settings.server = Server(settings.server)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        make_parser().error(str(error))
     return settings
 
 
@@ -3332,6 +3409,8 @@ def main(arguments):
         log("%s", error)
         code = error.code
     except Exception:
+        import traceback
+
         log("%s", traceback.format_exc())
     finally:
         # a refusal comes from a newer session, which needs the tunnel

@@ -115,7 +115,7 @@ def test_exit_codes_at_the_beginning(hosts: Hosts, master: Master) -> None:
 def test_an_old_python_is_told_so() -> None:
     # what runs before the check must be readable for Pythons that are older
     text = CLIENT.read_text()
-    head = text[: text.index("import argparse")]
+    head = text[: text.index("import collections")]
     code = head.replace("if sys.version_info < (3, 6)", "if sys.version_info < (9, 0)")
     call = subprocess.run(["python3", "-c", code], capture_output=True, text=True)
     assert call.returncode == 62
