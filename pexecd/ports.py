@@ -151,7 +151,10 @@ class IJournal(Interface):
         """
 
     def rows(first: int, count: int) -> Deferred[list[TaskRow]]:
-        """Lines ``first`` (from 1) and on, at most ``count`` of them."""
+        """Lines ``first`` (from 1) and on, at most ``count`` of them.
+
+        Waits for those that are still to be stored.
+        """
 
     def results(tickets: Sequence[int]) -> Deferred[dict[int, tuple[StoredResult, ...]]]:
         """The kept results of these tickets; a ticket without any is left out."""

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -42,11 +42,12 @@ from pexecd.ports import ClientOrder, CollectReport
 from pexecd.protocol.site import ProtocolSite
 from pexecd.results import Collector, Judge
 from pexecd.ssh import Connector
-from pexecd.state import Start, State, prepare, rebuild, repairs
+from pexecd.state import Start, State, prepare, rebuild, repairs, store_rest
 from pexecd.store import (
     FailureLog,
     Joblog,
     Journal,
+    Line,
     Remapped,
     Spool,
     StateFolder,
@@ -175,7 +176,7 @@ class JobService(Service):
             _log_to(stack, folder.log)
             journal = await self._in_thread(Journal.open, folder.database, self._reactor)
             _closing(stack, journal.close)
-            state = await self._state_from(folder, journal)
+            state, rest = await self._state_from(folder, journal)
             if self._start.fresh:
                 await journal.note("port", port_before)
             if self._leaving:
@@ -188,6 +189,7 @@ class JobService(Service):
             self._session = session
             # it may fail before it is awaited
             stack.callback(session.finished.addErrback, lambda _: None)
+            stack.callback(self._store_table(journal, rest).cancel)
             master = Master()
             master.add(session)
             port = await self._listen(stack, master, state)
@@ -267,18 +269,30 @@ class JobService(Service):
         if told:
             tell_room(self._log)
 
-    async def _state_from(self, folder: StateFolder, journal: Journal) -> State:
-        if not journal.loaded:
-            self._say(f"storing {self._job.tasks} lines of the table")
-        remapped = await self._in_thread(prepare, self._job, self._start, journal, self._stay)
-        if remapped is not None:
-            self._log.warn("{text}", text=_changed(remapped))
+    async def _state_from(
+        self, folder: StateFolder, journal: Journal
+    ) -> tuple[State, Iterator[Line]]:
+        """The state, and the lines of the table that are still to be stored."""
+        prepared = await self._in_thread(prepare, self._job, self._start, journal)
+        if prepared.remapped is not None:
+            self._log.warn("{text}", text=_changed(prepared.remapped))
         records = await self._in_thread(repairs, self._start, journal.recovery())
         for record in records:
             if isinstance(record, TicketEnded):
                 self._log.warn("task {one.task}: {one.reason}", one=record)
         await journal.append(records)
-        return await self._in_thread(rebuild, self._job, folder, journal, self._reactor.seconds())
+        seconds = self._reactor.seconds()
+        state = await self._in_thread(rebuild, self._job, folder, journal, seconds)
+        return state, prepared.rest
+
+    def _store_table(self, journal: Journal, rest: Iterator[Line]) -> Deferred[None]:
+        """Store the rest of the table in the background; what goes wrong ends the master."""
+
+        def stored(_: None) -> None:
+            self._log.info("the whole table is stored")
+
+        storing = Deferred.fromCoroutine(store_rest(journal, rest, self._in_thread))
+        return storing.addCallback(stored).addErrback(self._fail)
 
     async def _session_for(
         self, stack: AsyncExitStack, folder: StateFolder, state: State
@@ -321,7 +335,7 @@ class JobService(Service):
             state.session_id,
             state.public,
             reactor,
-            self._journal_lost,
+            self._fail,
         )
         session.failures.update(state.failures)
         stack.callback(session.close)
@@ -428,8 +442,8 @@ class JobService(Service):
         pool = self._reactor.getThreadPool()
         return deferToThreadPool(self._reactor, pool, function, *args)
 
-    def _journal_lost(self, why: Failure) -> None:
-        """Memory and disk no longer agree: nothing more may be confirmed."""
+    def _fail(self, why: Failure) -> None:
+        """The master can do no more; its clients carry on."""
         session = self._session
         if session is not None and not session.finished.called:
             session.finished.errback(why)

@@ -6,9 +6,12 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice, repeat
 from pathlib import Path
+
+from twisted.internet.defer import Deferred
 
 from pexecd.core.effects import TaskReopened, TicketEnded
 from pexecd.core.session import Session
@@ -16,14 +19,20 @@ from pexecd.core.values import End, Policy
 from pexecd.errors import StateError
 from pexecd.jobs import read_table
 from pexecd.jobs.identity import Identity
-from pexecd.jobs.values import InputKind, Job
+from pexecd.jobs.values import Job
 from pexecd.master import FAILURES_TOLD, Executable
 from pexecd.ports import JournalRecord, ResultDropped
-from pexecd.store import Journal, Line, Recovery, Remapped, StateFolder
+from pexecd.store import SEPARATOR, Journal, Line, Recovery, Remapped, StateFolder
 from pexecd.units import Instant
+
+#: Lines of the table stored in one piece: what is to be journalled meanwhile waits for it.
+PIECE = 5000
 
 #: The bytes read at once where a whole file is looked at.
 _CHUNK = 1 << 20
+
+#: Under ``meta``: the form of the ``Identity`` under which lines without digest were stored.
+_IDENTITY = "identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +67,18 @@ class State:
     public: str
 
 
-def prepare(
-    job: Job, start: Start, journal: Journal, loading: Callable[[], object] = lambda: None
-) -> Remapped | None:
-    """Load the table into a new journal, or bring an old one up to what the job is now.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What ``prepare`` did, and what it left."""
+
+    #: Lines of the table that are still to be stored: ``store_rest`` does it.
+    rest: Iterator[Line]
+    #: What became of the tasks when the table had changed.
+    remapped: Remapped | None = None
+
+
+def prepare(job: Job, start: Start, journal: Journal) -> Prepared:
+    """Begin to load the table into a new journal, or bring an old one up to what the job is now.
 
     Blocks: call it in a thread.
 
@@ -69,43 +86,96 @@ def prepare(
         job: the job, read and checked.
         start: how to begin.
         journal: the journal of its state folder.
-        loading: called for each line that a new journal gets; what it raises ends that, and the
-            next start loads the table anew.
-
-    Returns:
-        What became of the tasks when the table had changed; None when it had not.
 
     Raises:
         StateError: the journal holds results of another recipe; nothing has changed.
         OSError: a file of the job cannot be read any more.
     """
-    identity = Identity(job)
+    identity = Identity.of(job)
     made_by = {
-        "table": _file_digest(job.parameters),
+        "table": job.table_digest,
         "commands": _commands(job, identity),
         "recipe": _recipe(job),
     }
-    lines = ((cells, identity.digest(cells)) for cells in read_table(job))
+    lines = _lines(job, identity)
     if not journal.loaded:
         names = {
             # Alphanumeric: it is given on command lines, where a leading "-" begins an option.
             "session": secrets.token_hex(24),
             "public": f"{job.name}-{secrets.token_hex(4)}",
         }
-        journal.load(_each(lines, loading), made_by | names)
-    elif any(journal.meta.get(key) != value for key, value in made_by.items()):
-        if journal.meta["recipe"] != made_by["recipe"] and not start.keep_old:
-            _refuse_another_recipe(job, journal.recovery())
-        same_tasks = all(journal.meta.get(key) == made_by[key] for key in ("table", "commands"))
-        remapped = journal.remap(lines, made_by)
-        return None if same_tasks else remapped
-    return None
+        meta = made_by | names | {_IDENTITY: identity.form}
+        journal.load(islice(lines, PIECE), meta, job.tasks)
+        return Prepared(lines)
+    if journal.meta["recipe"] != made_by["recipe"] and not start.keep_old:
+        _refuse_another_recipe(job, journal.recovery())
+    same_tasks = all(journal.meta.get(key) == made_by[key] for key in ("table", "commands"))
+    if same_tasks and journal.stored < journal.tasks:  # the last master did not come to its end
+        same_tasks = journal.begins_with(lines)
+    if same_tasks and journal.meta["recipe"] == made_by["recipe"]:
+        return Prepared(lines if journal.stored < journal.tasks else iter(()))
+    form = journal.meta.get(_IDENTITY)
+    before = Identity(form, job.folder) if form is not None else None
+    remapped = journal.remap(
+        _digested(job, identity),
+        made_by | {_IDENTITY: identity.form},
+        lambda line: _digest(before, line) if before else None,
+    )
+    return Prepared(iter(()), None if same_tasks else remapped)
 
 
-def _each(lines: Iterable[Line], called: Callable[[], object]) -> Iterator[Line]:
-    for line in lines:
-        called()
-        yield line
+def _digest(identity: Identity, line: str) -> bytes:
+    return identity.digest(line.split(SEPARATOR))
+
+
+def _lines(job: Job, identity: Identity) -> Iterator[Line]:
+    """The lines of the table as they are stored.
+
+    A digest that can be made again from the line alone is not stored with it, for most
+    tables never change.
+    """
+    if identity.reads_files:
+        yield from _digested(job, identity)
+    else:
+        for batch in read_table(job).batches():
+            yield from zip(batch, repeat(None))
+
+
+def _digested(job: Job, identity: Identity) -> Iterator[Line]:
+    for batch in read_table(job).batches():
+        for line in batch:
+            yield line, _digest(identity, line)
+
+
+async def store_rest(
+    journal: Journal,
+    rest: Iterator[Line],
+    in_thread: Callable[[Callable[[], list[Line]]], Deferred[list[Line]]],
+) -> None:
+    """Store the lines of the table that ``prepare`` left, while the session works.
+
+    Args:
+        journal: where to.
+        rest: the lines.
+        in_thread: runs a blocking function elsewhere.
+
+    Raises:
+        BadInputError: the table has changed since it was checked.
+        JournalError: it could not be written.
+    """
+
+    def read() -> Deferred[list[Line]]:
+        return in_thread(lambda: list(islice(rest, PIECE)))
+
+    piece = await read()
+    while piece:
+        ahead = read()
+        try:
+            await journal.add(piece)
+        except BaseException:
+            ahead.addErrback(lambda _: None)
+            raise
+        piece = await ahead
 
 
 def repairs(start: Start, recovery: Recovery) -> list[JournalRecord]:
@@ -232,7 +302,7 @@ def _commands(job: Job, identity: Identity) -> str:
             [job.worker.command.text, job.worker.shell, dict(job.env), inputs, job.columns]
         ).encode()
     )
-    if any(rule.kind is InputKind.FILE for rule in job.inputs):
+    if identity.reads_files:
         for cells in read_table(job):  # their content may have changed, too
             digest.update(identity.digest(cells))
     return digest.hexdigest()

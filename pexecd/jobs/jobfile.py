@@ -68,6 +68,7 @@ def _read(text: JobText) -> Job:
     cluster, hosts = _hosts(text, listen)
     ssh_config = ssh.file(ssh.string("config"))
     collect = read_collect(text, results)
+    tasks, table_digest = _check_table(text, parameters, inputs)
     return Job(
         path=text.path.absolute(),
         folder=text.folder,
@@ -101,7 +102,8 @@ def _read(text: JobText) -> Job:
         delete_client=client.yes_no("delete_client", True),
         keep_failed=client.yes_no("keep_failed", False),
         ssh_config=ssh_config,
-        tasks=_tasks(text, parameters, inputs),
+        tasks=tasks,
+        table_digest=table_digest,
     )
 
 
@@ -151,10 +153,12 @@ def _columns(parameters: Path | None) -> tuple[str, ...] | None:
         return None  # ``check_table`` will say why
 
 
-def _tasks(text: JobText, parameters: Path | None, inputs: Iterable[InputRule]) -> int:
+def _check_table(
+    text: JobText, parameters: Path | None, inputs: Iterable[InputRule]
+) -> tuple[int, str]:
     """Check every line of the parameter table, and the input files that it names."""
     if parameters is None:
-        return 0
+        return 0, ""
     patterns = {
         rule.file: rule.source
         for rule in inputs
@@ -165,7 +169,7 @@ def _tasks(text: JobText, parameters: Path | None, inputs: Iterable[InputRule]) 
         return check_table(parameters, text.folder, patterns, shown)
     except BadInputError as error:
         text.mistakes += error.mistakes
-        return 0
+        return 0, ""
 
 
 def _worker(text: JobText, job_name: str, columns: Collection[str] | None) -> WorkerRule:

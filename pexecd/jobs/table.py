@@ -11,6 +11,7 @@ and only lines in blocks with something special in them are looked at one by one
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -34,11 +35,18 @@ class Table:
 
     Iterating gives the cells of each line in table order, ``batches`` the same in bulk.
     Either raises ``BadInputError`` where the file is not, or no longer, as it should be.
+
+    Args:
+        path: the table.
+        columns: what its headline says.
+        digest: of the content when it was checked. That it is still the same is known at the
+            end of an iteration, and before its last batch. Empty: not looked at.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], digest: str = "") -> None:
         self.path = path
         self.columns = tuple(columns)
+        self._digest = digest
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
         for batch in self.batches():
@@ -48,17 +56,23 @@ class Table:
     def batches(self) -> Iterator[list[str]]:
         """Some thousand lines at a time; each is its cells, without blanks, joined with ``|``."""
         scan = _Scan(self.path, str(self.path))
+        last: list[str] = []
         for _, lines in scan:
             if scan.columns != self.columns:
                 scan.mistakes.add(0, "the headline has changed since the job file was checked")
             scan.fail_on_mistakes()
-            yield lines
+            if last:
+                yield last
+            last = lines
+        if self._digest and scan.digest != self._digest:
+            scan.mistakes.add(0, "has changed since it was checked, start again")
         scan.fail_on_mistakes()
+        yield last
 
 
 def read_table(job: Job) -> Table:
     """The parameter table of a job that was checked."""
-    return Table(job.parameters, job.columns)
+    return Table(job.parameters, job.columns, job.table_digest)
 
 
 def read_columns(path: Path) -> tuple[str, ...]:
@@ -76,7 +90,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
 
 def check_table(
     path: Path, folder: Path, files: Mapping[str, Pattern], shown: str | None = None
-) -> int:
+) -> tuple[int, str]:
     """Check every line of a table, in one pass.
 
     Args:
@@ -87,7 +101,7 @@ def check_table(
         shown: the table's name in the mistakes, if it is not ``path``.
 
     Returns:
-        The number of parameter sets.
+        The number of parameter sets, and the SHA-256 of the file.
 
     Raises:
         BadInputError: with the first mistakes, and how many more there are.
@@ -100,7 +114,7 @@ def check_table(
         if files:
             wanted.check(numbers, lines, scan)
     scan.fail_on_mistakes()
-    return count
+    return count, scan.digest
 
 
 class _WantedFiles:
@@ -141,6 +155,12 @@ class _Scan:
         self.mistakes = Tally(shown)
         self._headline = 0
         self._width = 0
+        self._sha256 = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what was read so far."""
+        return self._sha256.hexdigest()
 
     def fail_on_mistakes(self) -> None:
         if self.mistakes:
@@ -153,8 +173,8 @@ class _Scan:
             return
         first = 1
         found = False
-        for block in _blocks(self._path):
-            numbers, lines = self._block(first, block)
+        for block in self._blocks():
+            numbers, lines = self._read_block(first, block)
             first += block.count(b"\n") + 1
             found = found or bool(lines)
             if lines and self.columns:
@@ -166,7 +186,26 @@ class _Scan:
                 self._headline, "no parameter set follows the headline, one a line expected"
             )
 
-    def _block(self, first: int, block: bytes) -> tuple[Sequence[int], list[str]]:
+    def _blocks(self) -> Iterator[bytes]:
+        """The file in blocks of whole lines, without the line feed that ends each block."""
+        with self._path.open("rb") as file:
+            if file.read(len(_BOM)) == _BOM:
+                self._sha256.update(_BOM)
+            else:
+                file.seek(0)
+            begun: list[bytes] = []
+            while data := file.read(_BLOCK_BYTES):
+                self._sha256.update(data)
+                head, newline, tail = data.rpartition(b"\n")
+                if newline:
+                    yield b"".join((*begun, head))
+                    begun = []
+                begun.append(tail)
+            last = b"".join(begun)
+            if last:
+                yield last
+
+    def _read_block(self, first: int, block: bytes) -> tuple[Sequence[int], list[str]]:
         """The good lines of a block, with their numbers."""
         at = 0
         while not self._headline:
@@ -262,23 +301,6 @@ class _Scan:
                 good = False
         if good:
             self.columns = tuple(names)
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines, without the line feed that ends each block."""
-    with path.open("rb") as file:
-        if file.read(len(_BOM)) != _BOM:
-            file.seek(0)
-        begun: list[bytes] = []
-        while data := file.read(_BLOCK_BYTES):
-            head, newline, tail = data.rpartition(b"\n")
-            if newline:
-                yield b"".join((*begun, head))
-                begun = []
-            begun.append(tail)
-        last = b"".join(begun)
-        if last:
-            yield last
 
 
 def _without_blanks(line: str) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pexecd.jobs.mistakes import did_you_mean
@@ -120,6 +120,13 @@ class Pattern:
             parts[place] = values[name]
         return "".join(parts)
 
+    def compiled(self, columns: Sequence[str]) -> list[str | int]:
+        """The literal texts, and for each variable the place of its column."""
+        parts: list[str | int] = [*self._parts]
+        for place, name in self._holes:
+            parts[place] = columns.index(name)
+        return parts
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text!r})"
 
@@ -177,6 +184,13 @@ class CommandPattern:
         for place, pattern in self._holes:
             words[place] = shlex.quote(pattern.fill(values))
         return " ".join(words)
+
+    def compiled(self, columns: Sequence[str]) -> list[list[str | int]]:
+        """Each word as ``Pattern.compiled``."""
+        words: list[list[str | int]] = [[word] for word in self._words]
+        for place, pattern in self._holes:
+            words[place] = pattern.compiled(columns)
+        return words
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text!r})"

@@ -170,8 +170,9 @@ class Job:
     delete_client: bool = True
     keep_failed: bool = False
     ssh_config: Path | None = None
-    #: How many parameter sets the table had when it was checked.
+    #: How many parameter sets the table had when it was checked, and its SHA-256.
     tasks: int = 0
+    table_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

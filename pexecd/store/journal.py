@@ -22,9 +22,9 @@ from pexecd.store.problems import damaged, passing
 from pexecd.store.reading import read_ended, read_failures, read_results, read_rows
 from pexecd.store.recovery import Recovery
 from pexecd.store.schema import open_database
-from pexecd.store.table import Line, Remapped, load_table, remap_table
+from pexecd.store.table import Line, Remapped, begins_with, remap_table, store_lines
 from pexecd.store.thread import WorkThread
-from pexecd.store.writing import Noted, Written, transaction, write_records
+from pexecd.store.writing import Lines, Noted, Written, transaction, write_records
 from pexecd.units import Seconds, Stamp
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ _Query = Callable[[sqlite3.Connection], T]
 #: How often a stalled journal tries again.
 RETRIED: Seconds = 1.0
 
-#: Set last when a table is loaded: how many tasks there are.
+#: Under ``meta``: how many tasks there are.
 _TASKS = "tasks"
 
 
@@ -71,13 +71,14 @@ class Journal:
     second together with what came meanwhile; queries are answered. After any other
     failure nothing is written any more: what came later may build on what was lost.
 
-    ``open``, ``load`` and ``remap`` block: they belong before the reactor's start or in a
-    thread, before anything else is asked.
+    ``open``, ``load``, ``begins_with`` and ``remap`` block: they belong before the reactor's
+    start or in a thread, before anything else is asked.
 
     Attributes:
         meta: what ``load``, ``remap`` and ``note`` were given.
         tasks: how many tasks the table has.
-        loaded: whether there is a table.
+        loaded: whether it is known.
+        stored: how many of its lines are on disk; they are stored in their order.
         stalled: see ``IJournal``.
     """
 
@@ -105,6 +106,9 @@ class Journal:
         self.meta: Mapping[str, str] = {}
         self.tasks = 0
         self.loaded = False
+        self.stored = 0
+        #: Queries that wait for lines up to a number to be stored.
+        self._early: list[tuple[int, Deferred[None]]] = []
         self.stalled = ""
 
     @classmethod
@@ -139,33 +143,72 @@ class Journal:
         meta = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
         self.loaded = _TASKS in meta
         self.tasks = int(meta.pop(_TASKS, 0))
+        (self.stored,) = self._connection.execute(
+            "SELECT max(0, ifnull(max(number), 0)) FROM tasks"
+        ).fetchone()
         self.meta = meta
 
-    def load(self, table: Iterable[Line], meta: Mapping[str, str]) -> None:
-        """Store the parameter table, before anything else is written.
-
-        A million lines take some two seconds and little memory. After a crash in the
-        middle ``loaded`` is still False, and it is done anew.
+    def load(
+        self, table: Iterable[Line], meta: Mapping[str, str], tasks: int | None = None
+    ) -> None:
+        """Begin a session: store the parameter table, or its first lines, before anything else.
 
         Args:
-            table: the cells of each line and what its task is, in table order.
+            table: lines in table order; those that follow are given to ``add``.
             meta: what else a later start must know (digests of table and recipe, say).
+            tasks: how many lines the table has; None: these are all.
 
         Raises:
             StateError: a table was loaded before.
-            JournalError: it could not be written; ``loaded`` is still False.
+            JournalError: it could not be written; nothing has changed.
         """
         if self.loaded:
             raise StateError(f"{self._path}: holds a table already")
+        lines = list(table)
         try:
-            load_table(self._connection, table)
             with transaction(self._connection):
-                self._write_meta(meta)
+                store_lines(self._connection, 1, lines)
+                self._write_meta(meta, len(lines) if tasks is None else tasks)
             self._read_meta()
         except sqlite3.Error as error:
             raise self._lost(error) from None
 
-    def remap(self, table: Iterable[Line], meta: Mapping[str, str]) -> Remapped:
+    def add(self, lines: Sequence[Line]) -> Deferred[None]:
+        """Store the next lines of the table that ``load`` has begun, when the last ones are.
+
+        Returns:
+            As ``append``.
+        """
+        first = self.stored + 1
+
+        def added(_: None) -> None:
+            self.stored += len(lines)
+            early, self._early = self._early, []
+            for entry in early:
+                if entry[0] <= self.stored:
+                    entry[1].callback(None)
+                else:
+                    self._early.append(entry)
+
+        return self._append([Lines(first, lines)]).addCallback(added)
+
+    def begins_with(self, lines: Iterable[Line]) -> bool:
+        """Whether the lines that are stored are the first of these; just as many are taken.
+
+        Raises:
+            JournalError: they could not be read.
+        """
+        try:
+            return begins_with(self._connection, lines)
+        except sqlite3.Error as error:
+            raise self._lost(error) from None
+
+    def remap(
+        self,
+        table: Iterable[Line],
+        meta: Mapping[str, str],
+        digest_of: Callable[[str], bytes | None] = lambda _: None,
+    ) -> Remapped:
         """Put another table in the place of the one that was loaded (SPEC section 4).
 
         A task is the same if its digest is, and if as many tasks with that digest come
@@ -177,8 +220,9 @@ class Journal:
         take some ten seconds.
 
         Args:
-            table: as for ``load``; a line without digest is a new task.
+            table: as for ``load``, all of it; a line without digest is a new task.
             meta: replaces what is noted under the same keys.
+            digest_of: says of the cells of a stored line without digest what the task is.
 
         Returns:
             How many tasks were kept, are new, and left the table.
@@ -188,19 +232,16 @@ class Journal:
         """
         try:
             with transaction(self._connection):
-                remapped = remap_table(self._connection, table)
-                self._write_meta(meta)
+                remapped = remap_table(self._connection, table, digest_of)
+                self._write_meta(meta, remapped.kept + remapped.new)
             self._read_meta()
         except sqlite3.Error as error:
             raise self._lost(error) from None
         return remapped
 
-    def _write_meta(self, meta: Mapping[str, str]) -> None:
-        write = self._connection
-        write.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
-        write.execute(
-            "INSERT OR REPLACE INTO meta SELECT ?, max(0, ifnull(max(number), 0)) FROM tasks",
-            (_TASKS,),
+    def _write_meta(self, meta: Mapping[str, str], tasks: int) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", [*meta.items(), (_TASKS, str(tasks))]
         )
 
     def note(self, key: str, value: str) -> Deferred[None]:
@@ -231,7 +272,16 @@ class Journal:
 
     def rows(self, first: int, count: int) -> Deferred[list[TaskRow]]:
         """See ``IJournal.rows``."""
-        return self._ask(lambda connection: read_rows(connection, first, count))
+
+        def read(_: None = None) -> Deferred[list[TaskRow]]:
+            return self._ask(lambda connection: read_rows(connection, first, count))
+
+        upto = min(first + count - 1, self.tasks)
+        if upto <= self.stored or self._closing:
+            return read()
+        stored: Deferred[None] = Deferred()
+        self._early.append((upto, stored))
+        return stored.addCallback(read)
 
     def results(self, tickets: Sequence[int]) -> Deferred[dict[int, tuple[StoredResult, ...]]]:
         """See ``IJournal.results``."""
@@ -252,6 +302,9 @@ class Journal:
         self._unpause()
         last = self._ask(lambda connection: connection.close())
         self._closing = True
+        early, self._early = self._early, []
+        for _, stored in early:
+            stored.callback(None)  # and is refused
 
         def closed(_: object) -> None:
             self._thread.stop()

@@ -21,7 +21,7 @@ from pexecd.store.problems import damaged
 #: "pxcd": tells our databases from everybody else's.
 APPLICATION_ID = 0x70786364
 #: Raise it, and add to ``_MIGRATIONS``, whenever a column or its meaning changes.
-VERSION = 2
+VERSION = 3
 
 #: The cells of a task, joined; a cell cannot hold it (SPEC section 3).
 SEPARATOR = "|"
@@ -30,7 +30,7 @@ _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- The parameter table. Tasks with negative numbers are no longer in it, but may come back. The
--- digest says what a task is, without its place; null: not known.
+-- digest says what a task is, without its place; null: what meta says of the tasks decides.
 CREATE TABLE tasks (number INTEGER PRIMARY KEY, cells TEXT NOT NULL, digest BLOB);
 
 -- Tasks that are done (by this ticket) or have failed (ticket is null, for this reason).
@@ -72,6 +72,8 @@ ALTER TABLE tasks ADD COLUMN digest BLOB;
 CREATE TABLE reopened (task INTEGER PRIMARY KEY, ticket INTEGER NOT NULL);
 ALTER TABLE collected ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
 """,
+    # Digests and lines may be missing that an older master relies on.
+    2: "",
 }
 
 _NAMES = frozenset(re.findall(r"CREATE TABLE (\w+)", _TABLES))
@@ -82,7 +84,7 @@ def open_database(path: Path, mode: str | None = None) -> sqlite3.Connection:
 
     The connection may be used from any thread, by one at a time; transactions are begun
     by hand. A commit is on disk when it returns. A database of an older version is brought
-    up to date, after a copy was made beside it (``session.db.before-v2``).
+    up to date, after a copy was made beside it (``session.db.before-v3``).
 
     Args:
         path: the file.

@@ -1,23 +1,22 @@
-"""The parameter table in the database: loaded once, and changed when the user changed it."""
+"""The parameter table in the database: stored once, and changed when the user changed it."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeAlias
 
-from pexecd.store.schema import SEPARATOR
-from pexecd.store.writing import transaction
-
-#: A line: its cells, and what the task is (16 bytes; None: not known).
-Line: TypeAlias = tuple[Sequence[str], bytes | None]
-
-#: Rows of one transaction while a table is loaded: bounds memory and write-ahead log.
-_LOADED_AT_ONCE = 20_000
+#: A line: its cells, joined, and what the task is (16 bytes; None: not known, or not yet).
+Line: TypeAlias = tuple[str, bytes | None]
 
 _COMPARE = """
+-- Tickets may have been given for lines that were not stored when the master was killed: nobody
+-- was told those tasks, and they are like no other.
+INSERT INTO tasks SELECT DISTINCT task, '', x'' FROM tickets
+    WHERE task > 0 AND task NOT IN (SELECT number FROM tasks);
+UPDATE tasks SET digest = digest_of(cells) WHERE digest IS NULL;
 -- Two tasks are the same when their digests are, and when as many equal ones come before them.
 -- Tasks that are no longer in the table have negative numbers. Those that left last have the
 -- lowest, and stand in the table's order: so equal ones keep their places among each other.
@@ -96,25 +95,49 @@ class Remapped:
     retired: int
 
 
-def load_table(connection: sqlite3.Connection, table: Iterable[Line]) -> None:
-    """Write the table into an empty database, in pieces: a crash leaves it incomplete."""
-    rows = _rows(table)
-    connection.execute("DELETE FROM tasks")
-    while chunk := list(islice(rows, _LOADED_AT_ONCE)):
-        with transaction(connection):
-            connection.executemany("INSERT INTO tasks VALUES (?, ?, ?)", chunk)
+def store_lines(connection: sqlite3.Connection, first: int, lines: Sequence[Line]) -> None:
+    """Store lines of the table, the first of which has this number.
+
+    The caller began the transaction.
+    """
+    if any(digest is not None for _, digest in lines):
+        connection.executemany(
+            "INSERT INTO tasks VALUES (?, ?, ?)",
+            [(number, cells, digest) for number, (cells, digest) in enumerate(lines, first)],
+        )
+        return
+    # One statement: SQLite lets go of the interpreter for each, and has to get it back, which
+    # for each of a million lines takes long where another thread works.
+    connection.execute(
+        "INSERT INTO tasks SELECT ? + key, value, NULL FROM json_each(?)",
+        (first, json.dumps([cells for cells, _ in lines], ensure_ascii=False)),
+    )
 
 
-def remap_table(connection: sqlite3.Connection, table: Iterable[Line]) -> Remapped:
+def begins_with(connection: sqlite3.Connection, lines: Iterable[Line]) -> bool:
+    """Whether the stored lines are the first of these; just as many are taken."""
+    stored = connection.execute("SELECT cells FROM tasks WHERE number > 0 ORDER BY number")
+    return all(cells == line for (cells,), (line, _) in zip(stored, lines))  # noqa: B905
+
+
+def remap_table(
+    connection: sqlite3.Connection,
+    table: Iterable[Line],
+    digest_of: Callable[[str], bytes | None] = lambda _: None,
+) -> Remapped:
     """Put another table in the place of the one that is there; see ``Journal.remap``.
 
     The caller began the transaction.
     """
     _drop(connection)
+    connection.create_function("digest_of", 1, digest_of)
     connection.execute(
         "CREATE TEMP TABLE coming (number INTEGER PRIMARY KEY, cells TEXT, digest BLOB)"
     )
-    connection.executemany("INSERT INTO coming VALUES (?, ?, ?)", _rows(table))
+    connection.executemany(
+        "INSERT INTO coming VALUES (?, ?, ?)",
+        ((number, cells, digest) for number, (cells, digest) in enumerate(table, 1)),
+    )
     _run(connection, _COMPARE)
     total, kept, retired = (_count(connection, name) for name in ("coming", "moved", "retired"))
     _run(connection, _CALLS)
@@ -135,12 +158,6 @@ def _run(connection: sqlite3.Connection, script: str) -> None:
 def _drop(connection: sqlite3.Connection) -> None:
     for name in _TEMPORARY:
         connection.execute(f"DROP TABLE IF EXISTS temp.{name}")
-
-
-def _rows(table: Iterable[Line]) -> Iterator[tuple[int, str, bytes | None]]:
-    return (
-        (number, SEPARATOR.join(cells), digest) for number, (cells, digest) in enumerate(table, 1)
-    )
 
 
 def _count(connection: sqlite3.Connection, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
@@ -17,6 +17,7 @@ from pexecd.ports import (
     ResultKept,
     StoredResult,
 )
+from pexecd.store.table import Line, store_lines
 from pexecd.units import Stamp
 
 
@@ -28,15 +29,23 @@ class Noted:
     value: str
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines of the table, the first of which has this number."""
+
+    first: int
+    lines: Sequence[Line]
+
+
 #: What the journal writes.
-Written: TypeAlias = JournalRecord | Noted
+Written: TypeAlias = JournalRecord | Noted | Lines
 
 
 def write_records(connection: sqlite3.Connection, records: Iterable[Written], now: Stamp) -> None:
     """Write records, in a transaction that the caller began.
 
     Records are sorted by table, for one ``executemany`` each; within a table the last
-    word counts. All of them may come twice.
+    word counts. All of them but lines may come twice.
 
     Args:
         connection: where to.
@@ -91,6 +100,8 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
                 _write_collected(connection, record)
             case NotCollected():
                 _write_not_collected(connection, record)
+            case Lines():
+                store_lines(connection, record.first, record.lines)
             case Noted():
                 connection.execute(
                     "INSERT OR REPLACE INTO meta VALUES (?, ?)", (record.key, record.value)

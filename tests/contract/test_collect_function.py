@@ -45,7 +45,7 @@ class CollectFunctionTests(TestCase):
         self.reactor = cast("Any", reactor)
         self.journal = Journal.open(self.state / "session.db", self.reactor)
         self.addCleanup(self.journal.close)
-        self.journal.load((((str(task), f"t{task}"), None) for task in range(1, 10)), {})
+        self.journal.load(((f"{task}|t{task}", None) for task in range(1, 10)), {})
         self.spool = Spool(self.state / "spool", self.reactor)
 
     def collector(self, source: str, *, recollect: bool = False, **settings: Any) -> Collector:

@@ -180,7 +180,7 @@ class SQLiteJournalTests(JournalContract, TestCase):
         self.addCleanup(shutil.rmtree, folder)
         journal = Journal.open(folder / "session.db", cast("IReactor", reactor), mode=self.mode)
         self.addCleanup(journal.close)
-        journal.load(((cells, None) for cells in TABLE), {})
+        journal.load((("|".join(cells), None) for cells in TABLE), {})
         self.journal = journal
 
 
@@ -277,7 +277,7 @@ class SQLiteStallTests(StallContract, TestCase):
         self.addCleanup(self.make_room)
         journal = Journal.open(self.path, self.pump, mode=self.mode)
         self.addCleanup(lambda: self.pump.wait(journal.close()))
-        journal.load(((cells, None) for cells in TABLE), {})
+        journal.load((("|".join(cells), None) for cells in TABLE), {})
         self.journal = journal
 
     def done(self, waiting: Deferred[T]) -> T:

@@ -11,7 +11,7 @@ CELLS = ("16", "2.2", "1")
 
 
 def digest(folder: Folder, text: str = LEAST, cells: tuple[str, ...] = CELLS) -> bytes:
-    return Identity(folder.job(text)).digest(cells)
+    return Identity.of(folder.job(text)).digest(cells)
 
 
 def test_it_is_what_runs_that_counts(folder: Folder) -> None:
@@ -63,7 +63,32 @@ def test_a_file_counts_by_its_content(folder: Folder) -> None:
     folder.write("fields/16.dat", "one")
     assert digest(folder, text) == first
     Path(folder.path / "fields" / "16.dat").unlink()
-    identity = Identity(folder.job(text.replace("$L", "32")))
+    identity = Identity.of(folder.job(text.replace("$L", "32")))
     identity.digest(CELLS)
     (folder.path / "fields" / "32.dat").unlink()
     identity.digest(CELLS)  # it was read before, once for all tasks
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", "802c451c587ec099522c4e5f3c99105a"),
+        ("shell = yes\n", "84dc2fbbe2188d69bc0ce1e2e3d35335"),
+        ("[env]\nB = 2\nA = a%sb\n", "f559bb22a7cf34e2bf65673c28b76ea6"),
+        (
+            "[input]\nstdin = seed\nmodel = @model.in\ndata = <fields/$L.dat\n",
+            "c70692ec5eeaaded44808bfce6015735",
+        ),
+    ],
+)
+def test_digests_that_are_stored_stay_valid(folder: Folder, more: str, expected: str) -> None:
+    folder.write("model.in", b"L=$L \xff ${T}\n")
+    folder.write("fields/16.dat", "one")
+    folder.write("fields/32.dat", "one")
+    identity = Identity.of(folder.job(LEAST + more))
+    cells = ("16", "2.2 ü", "")
+    assert identity.digest(cells).hex() == expected
+    assert identity.reads_files == ("<" in more)
+    # as from the session's database, when the job file says something else
+    again = Identity(identity.form, folder.path)
+    assert again.digest(cells).hex() == expected

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -66,7 +67,8 @@ def test_cells_are_read_as_they_are_meant(
     assert list(Table(path, columns)) == rows
     lines = ["|".join(row) for row in rows]
     assert list(chain.from_iterable(Table(path, columns).batches())) == lines
-    assert check_table(path, path.parent, {}) == len(rows)
+    sha256 = hashlib.sha256(data).hexdigest()
+    assert check_table(path, path.parent, {}) == (len(rows), sha256)
 
 
 CELLS = st.sampled_from(["#", "\\#x", "\\", "a b"]) | st.text(
@@ -203,9 +205,9 @@ def test_input_files_of_every_line_must_be_there(write: Write, tmp_path: Path) -
     ]
     for name in ("32", "64"):
         (tmp_path / "fields" / f"{name}.dat").write_text("")
-    assert check_table(path, tmp_path, {"field.dat": Pattern.parse("fields/$L.dat")}) == 5
+    assert check_table(path, tmp_path, {"field.dat": Pattern.parse("fields/$L.dat")})[0] == 5
     absolute = Pattern.parse(f"{tmp_path}/fields/$L.dat")
-    assert check_table(path, Path("/nowhere"), {"field.dat": absolute}) == 5
+    assert check_table(path, Path("/nowhere"), {"field.dat": absolute})[0] == 5
 
 
 def test_files_already_looked_at_are_forgotten_in_time(
@@ -228,3 +230,17 @@ def test_a_table_that_has_changed_since_it_was_checked_is_a_mistake(write: Write
     write(b"a|b\n1|2\n3\n")
     with pytest.raises(BadInputError, match=r"sweep\.txt:3: 1 cell, 2 expected"):
         list(rows)
+
+
+@pytest.mark.usefixtures("any_block")
+def test_a_table_whose_content_has_changed_does_not_come_to_its_end(write: Write) -> None:
+    path = write(b"a|b\n1|2\n3|4\n")
+    tasks, digest = check_table(path, path.parent, {})
+    rows = Table(path, ("a", "b"), digest)
+    assert len(list(rows)) == tasks == 2
+
+    write(b"a|b\n1|2\n3|5\n")
+    seen: list[tuple[str, ...]] = []
+    with pytest.raises(BadInputError, match=r"sweep\.txt: has changed since it was checked, start"):
+        seen.extend(rows)  # what comes before the error stays in it
+    assert seen in ([], [("1", "2")])

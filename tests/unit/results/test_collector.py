@@ -33,7 +33,7 @@ class Scene:
         self.job: Job = a_job(folder, **settings)
         self.journal = Journal.open(folder / "state" / "session.db", pump)
         if not self.journal.loaded:
-            self.journal.load((((str(task), f"t{task}"), None) for task in range(1, TASKS + 1)), {})
+            self.journal.load(((f"{task}|t{task}", None) for task in range(1, TASKS + 1)), {})
         self.spool = Spool(folder / "state" / "spool", pump)
         self.collector = self._collector()
 

@@ -106,7 +106,7 @@ def test_somebody_elses_folder(tmp_path: Path) -> None:
 
 def test_a_fresh_start_deletes_logs_and_copies_of_the_database_too(tmp_path: Path) -> None:
     folder = StateFolder.claim(tmp_path / "state")
-    for name in ("session.db-wal", "session.db-journal", "session.db.before-v2", "session.db.mine"):
+    for name in ("session.db-wal", "session.db-journal", "session.db.before-v3", "session.db.mine"):
         (folder.path / name).touch()
     folder.clear()
     assert sorted(os.listdir(folder.path)) == ["lock", "session.db.mine"]

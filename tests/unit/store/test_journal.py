@@ -40,7 +40,7 @@ from pexecd.store.table import Line
 from tests.pump import Pump
 from tests.unit.store.conftest import Limit
 
-TABLE: list[Line] = [(("32", "2.2"), b"a" * 16), (("64", "2.3"), b"b" * 16), (("128", ""), None)]
+TABLE: list[Line] = [("32|2.2", b"a" * 16), ("64|2.3", b"b" * 16), ("128|", None)]
 
 
 def open_journal(folder: Path, pump: Pump) -> Journal:
@@ -106,29 +106,93 @@ def test_an_empty_table(journal: Journal, pump: Pump) -> None:
     assert pump.wait(journal.rows(1, 10)) == []
 
 
-def test_a_crash_while_loading_means_loading_anew(tmp_path: Path, pump: Pump) -> None:
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom pexecd.store.journal import Journal\n"
-        "def table():\n"
-        "    for number in range(50_000):\n"
-        "        yield [str(number)], None\n"
-        "    os._exit(9)\n"
-        "Journal.open(Path(sys.argv[1]), None).load(table(), {})"
-    )
-    ended = subprocess.run([sys.executable, "-c", script, tmp_path / "session.db"])
-    assert ended.returncode == 9
+def numbered(first: int, last: int) -> list[Line]:
+    return [(f"line {number}", None) for number in range(first, last + 1)]
+
+
+def test_a_table_is_stored_in_pieces_and_what_is_there_can_be_read(
+    journal: Journal, pump: Pump
+) -> None:
+    journal.load(numbered(1, 10), {}, tasks=30)
+    assert (journal.loaded, journal.tasks, journal.stored) == (True, 30, 10)
+    assert len(pump.wait(journal.rows(1, 10))) == 10
+    early = [journal.rows(first, 10) for first in (26, 6, 16)]
+    pump.wait(journal.add(numbered(11, 20)))
+    assert [row.number for row in pump.wait(early[1])] == list(range(6, 16))
+    pump.wait(journal.append([]))
+    assert not early[0].called
+    assert not early[2].called
+    pump.wait(journal.add(numbered(21, 30)))
+    assert [row.cells for row in pump.wait(early[0])] == [(f"line {n}",) for n in range(26, 31)]
+    assert len(pump.wait(early[2])) == 10
+    assert journal.stored == 30
+
+
+def test_who_waits_for_lines_that_do_not_come_is_told_at_the_end(
+    tmp_path: Path, pump: Pump
+) -> None:
     journal = open_journal(tmp_path, pump)
-    assert len(pump.wait(journal.rows(1, 100_000))) == 40_000  # it was not for nothing
-    assert not journal.loaded
-    journal.load(TABLE, {})
-    assert journal.tasks == 3
-    assert pump.wait(journal.rows(1, 100_000))[0].cells == ("32", "2.2")
+    journal.load(numbered(1, 10), {}, tasks=30)
+    early = journal.rows(6, 10)
+    closed = journal.close()
+    with pytest.raises(JournalError, match="closed"):
+        pump.wait(early)
+    pump.wait(closed)
+
+
+def test_after_a_kill_while_the_table_is_stored_it_goes_on_behind_what_is_there(
+    tmp_path: Path, pump: Pump
+) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from pexecd.core.effects import TaskDone\nfrom pexecd.store.journal import Journal\n"
+        "from tests.pump import Pump\n"
+        "from tests.unit.store.test_journal import numbered\n"
+        "pump = Pump(); journal = Journal.open(Path(sys.argv[1]), pump)\n"
+        "journal.load(numbered(1, 10), {'table': 'x'}, tasks=30)\n"
+        "pump.wait(journal.add(numbered(11, 20)))\n"
+        "pump.wait(journal.append([TaskDone(3, 10002)]))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "session.db"])
+    assert killed.returncode == -9
+    journal = open_journal(tmp_path, pump)
+    assert (journal.loaded, journal.tasks, journal.stored) == (True, 30, 20)
+    assert journal.meta == {"table": "x"}
+    table = iter(numbered(1, 30))
+    assert journal.begins_with(table)
+    pump.wait(journal.add(list(table)))
+    assert [row.number for row in pump.wait(journal.rows(1, 100))] == list(range(1, 31))
+    assert replayed(journal) == [done(3)]
+    assert not journal.begins_with([*numbered(1, 28), ("another", None), *numbered(30, 30)])
     pump.wait(journal.close())
+
+
+def test_lines_wait_for_room_as_everything_does(
+    journal: Journal, pump: Pump, largest_file: Limit
+) -> None:
+    journal.load(numbered(1, 10), {}, tasks=5000)
+    with largest_file(512):
+        added = journal.add(numbered(11, 5000))
+        pump.step()
+        assert journal.stalled
+        assert journal.stored == 10
+    pump.advance(1)
+    pump.wait(added)
+    assert len(pump.wait(journal.rows(1, 5000))) == journal.stored == 5000
+
+
+ODD = ['"', "\\", "\\u0041", "a\tb", "\u2028\x85 \U0001f600", "'; --", "null", "1e3", "[1]", ""]
+
+
+def test_cells_are_kept_as_they_are(journal: Journal, pump: Pump) -> None:
+    journal.load([(cells, None) for cells in ODD], {})
+    assert [row.cells for row in pump.wait(journal.rows(1, 100))] == [(cells,) for cells in ODD]
 
 
 def test_a_table_that_does_not_fit(journal: Journal, largest_file: Limit) -> None:
     with largest_file(100_000), pytest.raises(JournalError):
-        journal.load((((str(number) * 20,), None) for number in range(100_000)), {})
+        journal.load(((str(number) * 20, None) for number in range(100_000)), {})
     assert not journal.loaded
     journal.load(TABLE, {})
     assert journal.tasks == 3
@@ -456,7 +520,7 @@ def test_what_is_committed_to_a_deleted_database_is_not_stored(
 
 def test_a_database_that_was_damaged_behind_us(tmp_path: Path, pump: Pump) -> None:
     journal = open_journal(tmp_path, pump)
-    journal.load((((str(number),), None) for number in range(1000)), {})
+    journal.load(numbered(1, 10), {})
     pump.wait(journal.append([given(10000 + number) for number in range(1000)]))
     pump.wait(journal.close())
     path = tmp_path / "session.db"

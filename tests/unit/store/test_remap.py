@@ -31,7 +31,7 @@ from pexecd.ports import Collected, JournalRecord, NotCollected, ResultKept, Sto
 from pexecd.store.journal import Journal
 from pexecd.store.recovery import Recovery
 from pexecd.store.schema import open_database
-from pexecd.store.table import Line, Remapped, load_table, remap_table
+from pexecd.store.table import Line, Remapped, remap_table, store_lines
 from pexecd.store.writing import transaction, write_records
 from tests.pump import Pump
 from tests.unit.store.conftest import Limit
@@ -39,7 +39,7 @@ from tests.unit.store.conftest import Limit
 
 def table(words: Sequence[str]) -> list[Line]:
     """A line of one cell for each word; the same word is the same task."""
-    return [((word,), word.encode().ljust(16)) for word in words]
+    return [(word, word.encode().ljust(16)) for word in words]
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def test_how_far_was_collected_is_forgotten(journal: Journal, pump: Pump) -> Non
 
 
 def test_lines_without_digest_are_new(journal: Journal, pump: Pump) -> None:
-    journal.load([(("a",), None), (("b",), b"b" * 16)], {})
+    journal.load([("a", None), ("b", b"b" * 16)], {})
     pump.wait(journal.append([*done(1, 10000), *done(2, 10001)]))
-    remapped = journal.remap([(("b",), b"b" * 16), (("a",), None)], {})
+    remapped = journal.remap([("b", b"b" * 16), ("a", None)], {})
     assert remapped == Remapped(kept=1, new=1, retired=1)
     assert settled(journal) == {1: 10001}
 
@@ -144,13 +144,43 @@ def test_without_room_nothing_has_changed(
 
 def test_a_table_with_a_mistake_in_it_changes_nothing(journal: Journal) -> None:
     def broken() -> Iterator[Line]:
-        yield ("x",), None
+        yield "x", None
         raise ValueError("line 2")
 
     journal.load(table("ab"), {})
     with pytest.raises(ValueError, match="line 2"):
         journal.remap(broken(), {})
     assert journal.remap(table("ab"), {}).kept == 2
+
+
+def test_digests_that_were_not_stored_are_made_when_they_are_needed(
+    journal: Journal, pump: Pump
+) -> None:
+    def digest_of(cells: str) -> bytes:
+        return cells.encode().ljust(16)
+
+    journal.load([(word, None) for word in "abc"], {})
+    pump.wait(journal.append([*done(1, 10000), *done(2, 10001), *done(3, 10002)]))
+    assert journal.remap(table("ca"), {}, digest_of) == Remapped(kept=2, new=0, retired=1)
+    assert settled(journal) == {1: 10002, 2: 10000}
+    # the one that left was digested under what was true then
+    assert journal.remap(table("b"), {}, lambda _: b"x" * 16).kept == 1
+    assert settled(journal) == {1: 10001}
+
+
+def test_tickets_of_lines_that_never_were_stored_are_no_other_tasks(
+    journal: Journal, pump: Pump
+) -> None:
+    given = [TicketGiven(10000 + task, task, "c", "h", True, True) for task in (1, 2, 3)]
+    journal.load(table("a"), {}, tasks=3)
+    pump.wait(journal.append([*given, *done(1, 10009), TaskFailed(3, "its client was lost")]))
+    assert journal.remap(table("xya"), {}) == Remapped(kept=1, new=2, retired=2)
+    assert (journal.tasks, journal.stored, settled(journal)) == (3, 3, {3: 10009})
+    facts = list(journal.recovery().replay())
+    assert [fact.ticket for fact in facts if isinstance(fact, TicketPast)] == [10009]
+    assert [fact.ticket for fact in facts if isinstance(fact, TicketGiven)] == [10001]
+    journal.remap(table("bca"), {})
+    assert settled(journal) == {3: 10009}
 
 
 # --- against a model ----------------------------------------------------------------------------
@@ -192,7 +222,7 @@ def test_remapping_agrees_with_a_simple_model(
     with TemporaryDirectory() as folder, closing(open_database(Path(folder) / "s.db")) as database:
         database.execute("PRAGMA synchronous = OFF")  # only for speed
         model: dict[tuple[str, int], Known] = {}
-        load_table(database, table(first))
+        store_lines(database, 1, table(first))
         now = identities(first)
         ticket = 10000
         for happened, after in steps:

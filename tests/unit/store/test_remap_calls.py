@@ -33,8 +33,8 @@ def done(task: int) -> list[JournalRecord]:
     ]
 
 
-def lines(words: str) -> list[tuple[tuple[str], bytes]]:
-    return [((word,), word.encode().ljust(16)) for word in words]
+def lines(words: str) -> list[tuple[str, bytes]]:
+    return [(word, word.encode().ljust(16)) for word in words]
 
 
 #: Before: a b c d e f; b is not settled, f is done and was not given to the function yet.

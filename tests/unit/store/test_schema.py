@@ -20,7 +20,7 @@ def test_a_new_database_says_what_it_is(tmp_path: Path) -> None:
     open_database(path).close()
     header = path.read_bytes()[:100]
     assert header[68:72] == b"pxcd"
-    assert int.from_bytes(header[60:64]) == VERSION == 2
+    assert int.from_bytes(header[60:64]) == VERSION == 3
 
 
 def test_an_empty_file_of_a_crash_is_as_good_as_none(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_newer_pexecds_database(tmp_path: Path) -> None:
     connection = open_database(path)
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
-    assert "written by a newer pexecd (schema 3, this one knows 2)" in refused(path)
+    assert "written by a newer pexecd (schema 4, this one knows 3)" in refused(path)
 
 
 def test_a_torn_database(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_an_older_database_is_brought_up_to_date(version_1: Path, tmp_path: Path
 
 def test_a_copy_is_made_first(version_1: Path) -> None:
     open_database(version_1).close()
-    backup = version_1.with_name("session.db.before-v2")
+    backup = version_1.with_name("session.db.before-v3")
     assert backup.stat().st_mode & 0o777 == 0o600
     with closing(sqlite3.connect(backup)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)
@@ -284,6 +284,6 @@ def test_without_room_for_the_copy_nothing_is_changed(version_1: Path, largest_f
 
 
 def test_a_copy_that_a_crash_left_unfinished_is_no_hindrance(version_1: Path) -> None:
-    version_1.with_name("session.db.before-v2.part").write_bytes(b"half")
+    version_1.with_name("session.db.before-v3.part").write_bytes(b"half")
     open_database(version_1).close()
-    assert [path.name for path in version_1.parent.glob("*.before*")] == ["session.db.before-v2"]
+    assert [path.name for path in version_1.parent.glob("*.before*")] == ["session.db.before-v3"]
