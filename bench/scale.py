@@ -66,8 +66,11 @@ def stored(folder: Path) -> bool:
         return False
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            found = connection.execute("SELECT 1 FROM meta WHERE key = 'tasks'").fetchone()
-            return found is not None
+            (found,) = connection.execute(
+                "SELECT (SELECT max(number) FROM tasks) = CAST(value AS INTEGER)"
+                " FROM meta WHERE key = 'tasks'"
+            ).fetchone() or (0,)
+            return found == 1
     except sqlite3.Error:  # it is being made
         return False
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.system.running import LONG, JobFolder, wait_until
+from tests.system.running import LONG, JobFolder, interrupt, wait_until
 
 TASKS = 40
 #: Bytes of each result: kept in the spool.
@@ -79,3 +82,58 @@ def test_it_pauses_and_goes_on_when_there_is_room(
     assert len(list((state / "spool").iterdir())) == TASKS
     wait_until(lambda: not job.processes(), lambda: f"still there: {job.processes()}")
     assert '"outcome": "succeeded"' in (state / "statistics.json").read_text()
+
+
+ECHO = """\
+[job]
+parameters = table.txt
+state = small/job.pexecd
+[worker]
+command = echo $n
+[collect]
+output = table results.txt
+"""
+
+
+def stored(state: Path) -> list[str]:
+    """The lines of the table that are in the database."""
+    with closing(sqlite3.connect(state / "session.db")) as connection:
+        found = connection.execute("SELECT cells FROM tasks WHERE number > 0 ORDER BY number")
+        return [cells for (cells,) in found]
+
+
+def tickets_of(state: Path, task: int) -> list[tuple[int]]:
+    with closing(sqlite3.connect(state / "session.db")) as connection:
+        return connection.execute("SELECT ticket FROM tickets WHERE task = ?", (task,)).fetchall()
+
+
+def test_a_master_killed_while_the_table_is_stored_goes_on_with_it(
+    tmp_path: Path, small: Path
+) -> None:
+    lines = [f"{n}|{'x' * 200}" for n in range(40_000)]  # two disks full
+    job = JobFolder(tmp_path / "job", ECHO, ["n|more", *lines])
+    state = small / "job.pexecd"
+    process = job.start()
+    until_it_pauses(process)
+    process.kill()
+    process.communicate()
+    subprocess.run(["mount", "-o", "remount,size=64M", small], check=True)
+    begun = stored(state)
+    assert 0 < len(begun) < len(lines)
+    assert begun == lines[: len(begun)]
+
+    process = job.start()
+    wait_until(lambda: "the whole table is stored" in (state / "log" / "master.log").read_text())
+    wait_until(lambda: json.loads((state / "statistics.json").read_text())["done"] > 0)
+    interrupt(process)
+    job.finish(process, expect=130)
+    assert stored(state) == lines
+    with closing(sqlite3.connect(state / "session.db")) as connection:
+        (done,) = connection.execute("SELECT min(task) FROM settled").fetchone()
+    before = tickets_of(state, done)
+
+    (job.path / "table.txt").write_text(f"n|more\nnew|1\n{lines[done - 1]}\n")
+    assert "1 tasks keep what they have, 1 are new, 39999 are in the" in job.run()
+    assert job.lines("results.txt")[1:] == ["new|1|new", f"{lines[done - 1]}|{done - 1}"]
+    assert tickets_of(state, 2) == before
+    wait_until(lambda: not job.processes(), lambda: f"still there: {job.processes()}")
