@@ -96,7 +96,7 @@ def _log_to(progress: Progress, verbose: bool) -> None:
     @implementer(ILogObserver)
     def observe(event: LogEvent) -> None:
         level = event.get("log_level")
-        by_hand = str(event.get("log_namespace")).startswith("pexecd.launch")
+        by_hand = str(event.get("log_namespace")).startswith("pexecd.launch.launcher")
         if verbose or by_hand or (level is not None and level >= LogLevel.warn):
             text = formatEvent(event)
             if "log_failure" in event:

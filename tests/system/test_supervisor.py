@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -276,9 +277,7 @@ def test_the_end_of_an_earlier_masters_client_is_noticed(make_job: MakeJob) -> N
     job.assert_nothing_left()
 
 
-@pytest.mark.parametrize(
-    ("daemon", "number"), [(True, signal.SIGTERM), (True, signal.SIGHUP), (False, signal.SIGHUP)]
-)
+@pytest.mark.parametrize(("daemon", "number"), [(True, signal.SIGTERM), (False, signal.SIGHUP)])
 def test_a_signal_that_ends_the_master_alone(
     make_job: MakeJob, daemon: bool, number: signal.Signals
 ) -> None:
@@ -289,6 +288,28 @@ def test_a_signal_that_ends_the_master_alone(
     job.finish(process, expect=-number)
     assert before
     assert "Traceback" not in job.log()
+    work_on(job, before, *command)
+    assert_all_done_once(job, 6)
+
+
+def test_sighup_ends_no_daemon(make_job: MakeJob) -> None:
+    job = make_job(6, WAITING)
+    command = [*TWISTD, "--job", "job.ini"]
+    process, before = begun(job, *command)
+    process.send_signal(signal.SIGHUP)
+    (job.path / "gate").touch()
+    job.finish(process)
+    assert before
+    assert_all_done_once(job, 6)
+
+
+def test_a_daemon_whose_terminal_is_closed_ends_alone(make_job: MakeJob) -> None:
+    job = make_job(6, WAITING)
+    command = [*TWISTD, "--job", "job.ini"]
+    terminal, before = begun(job, "script", "-qfc", shlex.join(command), "/dev/null")
+    master = json.loads((job.state / "session.json").read_text())["pid"]
+    kill(terminal)
+    wait_until(lambda: master not in job.processes(), job.log)
     work_on(job, before, *command)
     assert_all_done_once(job, 6)
 
