@@ -24,6 +24,9 @@ from pexecd.launch.probe import Finding, Probe
 from pexecd.ssh import Connector
 from pexecd.units import Seconds
 
+#: So many hosts that share a folder are named in a line.
+LISTED = 5
+
 #: How often a terminal is told how many hosts have not answered yet.
 RENEWED: Seconds = 0.5
 
@@ -126,7 +129,10 @@ def _about(finding: Finding) -> str:
         parts.append(_count(finding.slots, "slot"))
     parts.append(f"{size(finding.free)} free")
     if finding.shares:
-        parts.append(f"the same folder as {', '.join(map(spoken, finding.shares))}")
+        names = list(map(spoken, finding.shares[:LISTED]))
+        if len(finding.shares) > LISTED:
+            names.append(f"{len(finding.shares) - LISTED} more")
+        parts.append(f"the same folder as {', '.join(names)}")
     return ", ".join(parts)
 
 

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from typing import Any, cast
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as DeadlinePassedError
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,6 +30,8 @@ from pexecd.launch.start import check_input, clean_input
 from pexecd.ports import CommandResult, IConnection, IConnector
 from pexecd.units import Seconds
 
+#: So often a connection is tried where an SSH server turns it away for being too busy.
+TRIES = 3
 #: Less room than that (in bytes) is worth a word.
 LITTLE_ROOM = 100_000_000
 
@@ -70,6 +74,7 @@ class Probe:
         hosts: Sequence[HostSpec],
         platforms: Sequence[str],
         connector: IConnector,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         """Prepare.
 
@@ -78,12 +83,14 @@ class Probe:
             hosts: of the cluster file.
             platforms: those that there are executables for; none: the worker is on the hosts.
             connector: opens SSH connections.
+            jitter: chance, from 0 to 1, for pauses.
         """
         self._reactor = reactor
         self._clock: IReactorTime = reactor
         self._hosts = hosts
         self._platforms = platforms
         self._connector = connector
+        self._jitter = jitter
         self._run = Copies().run
         path = client_file()
         self._program = ClientProgram.read(path)
@@ -124,7 +131,7 @@ class Probe:
         if host.local:
             connection = _Here(self._reactor, host)
         else:
-            self._connecting[host.name] = self._connector.connect(host)
+            self._connecting[host.name] = Deferred.fromCoroutine(self._connect(host))
             connection = await self._connecting[host.name]
             self._connecting.pop(host.name, None)
         try:
@@ -135,6 +142,17 @@ class Probe:
             await self._clean(connection, host, facts["made"])
         finally:
             await connection.close()
+
+    async def _connect(self, host: HostSpec) -> IConnection:
+        """Connect; where the server says that it is too busy just now, try again some times."""
+        for _ in range(TRIES - 1):
+            try:
+                return await self._connector.connect(host)
+            except HostError as error:
+                if not error.retry or not error.least_pause:
+                    raise
+                await deferLater(self._clock, error.least_pause * (0.5 + self._jitter()))
+        return await self._connector.connect(host)
 
     async def _look(self, connection: Any, host: HostSpec) -> dict[str, Any]:
         stdin = check_input(_with_python(host), self._program, self._source, self._run)
