@@ -191,3 +191,43 @@ def test_interrupted_nothing_is_left_on_those_that_answered(tmp_path: Path, lab:
 )
 def test_sizes(number: int, text: str) -> None:
     assert size(number) == text
+
+
+@pytest.fixture
+def session_scope() -> Iterator[Path]:
+    """A control group with the name of a logind session's."""
+    root = next(
+        (
+            path
+            for path in map(Path, ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup"))
+            if (path / "cgroup.procs").exists()
+        ),
+        None,
+    )
+    if root is None:
+        pytest.skip("no control groups to make here")
+    outer = root / f"pexecd-test-{os.getpid()}"
+    scope = outer / "session-7.scope"
+    scope.mkdir(parents=True)
+    yield scope
+    wait_until(lambda: not (scope / "cgroup.procs").read_text())
+    scope.rmdir()
+    outer.rmdir()
+
+
+def test_a_host_whose_logind_ends_clients(tmp_path: Path, session_scope: Path) -> None:
+    with Lab() as lab:  # it must end before the control group goes
+        settings = lab.folder / "systemd"
+        settings.mkdir()
+        (settings / "logind.conf").write_text("[Login]\nKillUserProcesses=yes\n")
+        script = (
+            f"mount --bind {settings} /etc/systemd && echo $$ > {session_scope}/cgroup.procs && "
+            'exec "$@"'
+        )
+        within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+        host = lab.sshd("127.0.0.95", within=within)
+        job = make_job(tmp_path / "job", lab, [host.address], host)
+        printed = check(job)
+        assert "ready: " in printed
+        assert "but logind there ends a client when its SSH connection does" in printed
+        assert "KillExcludeUsers=" in printed
