@@ -92,6 +92,8 @@ class HostError(PexecdError):
         retry: whether trying again later can help.
         least_pause: how long to wait at least before trying again (seconds).
         advice: what a person can do about it; part of the message.
+        what: what happened, without the peer's words and advice.
+        gate: the jump host where it happened; empty: at the host itself.
     """
 
     retry = True
@@ -104,6 +106,8 @@ class HostError(PexecdError):
         # control characters of a peer could play tricks on a terminal
         words = "".join(char if char.isprintable() else " " for char in said).split()
         self.said = " ".join(words)[:MOST_WORDS]
+        self.what = reason
+        self.gate = ""
         self.reason = f"{reason}: {self.said}" if self.said else reason
         if self.advice:
             self.reason += f"; {self.advice}"

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from twisted.conch.error import ConchError
 from twisted.conch.ssh.channel import SSHChannel
@@ -27,9 +27,6 @@ from pexecd.ssh.session import Command, Session
 from pexecd.ssh.stream import Stream
 from pexecd.units import Seconds
 
-if TYPE_CHECKING:
-    from pexecd.ssh.transport import Transport
-
 #: sshd allows ten sessions on a connection (MaxSessions), and when many end and begin at once
 #: those that end still count for a moment: so half of it.
 MOST_CHANNELS = 5
@@ -39,6 +36,13 @@ COMMAND, COPY, FORWARD = "command", "copy", "forward"
 
 #: Where a forwarded port listens.
 LOOPBACK = b"127.0.0.1"
+
+
+class Carrier(Protocol):
+    """What carries a connection."""
+
+    def close(self) -> Deferred[None]:
+        """Disconnect; fires when it is gone."""
 
 
 @implementer(IConnection)
@@ -52,7 +56,7 @@ class Connection(SSHConnection):
 
     _log = QUIET
 
-    def __init__(self, owner: Transport, host: str, reactor: Any, channel_limit: Seconds) -> None:
+    def __init__(self, owner: Carrier, host: str, reactor: Any, channel_limit: Seconds) -> None:
         """Prepare; the transport starts it once the user is logged in.
 
         Args:

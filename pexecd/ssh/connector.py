@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,21 @@ from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
 from pexecd.ports import IConnection, IConnector
 from pexecd.ssh.agent import AgentClient, AgentError, connect_agent
+from pexecd.ssh.binary import SystemSSH
 from pexecd.ssh.connection import Connection
-from pexecd.ssh.errors import NameUnknownError, NoRouteError, RefusedError, TimedOutError
-from pexecd.ssh.keys import identities, load_key_files
+from pexecd.ssh.errors import (
+    HostKeyChangedError,
+    HostKeyUnknownError,
+    KeysRejectedError,
+    NameUnknownError,
+    NoCommonAlgorithmError,
+    NoRouteError,
+    RefusedError,
+    SettingsError,
+    TimedOutError,
+)
+from pexecd.ssh.jump import Gate, Gates, go_through
+from pexecd.ssh.keys import identities, load_certificates, load_key_files
 from pexecd.ssh.knownhosts import (
     KnownKeys,
     add_known_host,
@@ -34,12 +47,14 @@ from pexecd.ssh.knownhosts import (
 )
 from pexecd.ssh.names import look_up
 from pexecd.ssh.settings import Settings, read_settings
-from pexecd.ssh.transport import Deadlines, Transport
+from pexecd.ssh.transport import Deadlines, Transport, left_out
 from pexecd.units import Seconds
 
 #: More at once would hold up the event loop (each costs it some milliseconds), or this machine
 #: (`ssh -G`).
 MOST_HANDSHAKES = 32
+#: Logins by the system's ssh: each costs this machine most of a tenth of a second.
+MOST_PROGRAMS = 16
 #: So many more may wait for hosts that do not answer, and so keep nobody else waiting; each may
 #: have two sockets open.
 MOST_AT_ONCE = 128
@@ -48,6 +63,7 @@ MOST_AT_ONCE = 128
 LONGEST_SOCKET_PATH = 107
 
 CONNECT = "connect"
+GSSAPI = "gssapi-with-mic"
 
 _events = Logger()
 
@@ -77,7 +93,12 @@ class Connector:
         self._deadlines = deadlines
         self._turns = DeferredSemaphore(MOST_AT_ONCE)
         self._handshakes = DeferredSemaphore(MOST_HANDSHAKES)
+        self._programs = DeferredSemaphore(MOST_PROGRAMS)
         self._known_hosts_lock = DeferredLock()
+        self._by_ssh = SystemSSH(reactor, self._environ, deadlines)
+        self._gates = Gates(self._open_gate)
+        #: Why hosts (by what means them to ssh) were found to need the system's ssh.
+        self._ssh_needed: dict[tuple[str, ...], str] = {}
 
     def connect(self, host: HostSpec) -> Deferred[IConnection]:
         """See ``IConnector.connect``."""
@@ -91,30 +112,85 @@ class Connector:
                 raise CancelledError from None
 
     async def _connect(self, host: HostSpec) -> Connection:
+        return await self._open(host.name, await self._settings(host), None)
+
+    async def _settings(self, host: HostSpec, jumps: Sequence[str] = ()) -> Settings:
         async with self._handshakes:
-            settings = await read_settings(
-                self._reactor, host, self._config, self._environ, self._deadlines.settings
+            limit = self._deadlines.settings
+            return await read_settings(
+                self._reactor, host, self._config, self._environ, limit, jumps
             )
+
+    async def _open(self, host: str, settings: Settings, gate: Gate | None) -> Connection:
+        """Connect by Conch, or by the system's ssh where Conch cannot.
+
+        Args:
+            host: its name in messages.
+            settings: how to reach it.
+            gate: it is one.
+        """
+        shared = await self._by_ssh.shared(host, settings)
+        if shared is not None:
+            path = settings.control_path
+            _events.info("{host}: by the connection shared at {path}", host=host, path=path)
+            return shared
         known = await self._in_thread(_look_up, settings)
+        way = settings.target
+        reason = self._ssh_needed.get(way) or settings.needs_ssh or left_out(settings.algorithms)
+        if not reason and known.authorities and not known.plain:
+            reason = "@cert-authority in known_hosts"
+        if not reason:
+            try:
+                return await self._by_conch(host, settings, known, gate)
+            except HostError as problem:
+                reason = _why_ssh(problem, settings, known)
+                if not reason:
+                    raise
+                self._ssh_needed[way] = reason
+        _events.info("{host}: by the system's ssh, because of {reason}", host=host, reason=reason)
+        async with self._programs:
+            return await self._by_ssh.connect(host, settings)
+
+    async def _by_conch(
+        self,
+        host: str,
+        settings: Settings,
+        known: KnownKeys,
+        gate: Gate | None,
+    ) -> Connection:
         files = await self._in_thread(load_key_files, settings.identity_files)
+        certificates = await self._in_thread(
+            load_certificates, settings.certificate_files, settings.identity_files
+        )
         agent, agent_keys = await self._ask_agent(settings)
         try:
             offers, useless = identities(
-                files, agent, agent_keys, only_files=settings.identities_only
+                files,
+                agent,
+                agent_keys,
+                only_files=settings.identities_only,
+                certificates=certificates,
+                certificates_first=bool(settings.certificate_files),
             )
             transport = Transport(
                 self._reactor,
-                host.name,
+                host,
                 settings,
                 known=known,
                 identities=offers,
                 useless=useless,
                 deadlines=self._deadlines,
             )
-            return await self._log_in(host, settings, transport)
+            return await self._log_in(host, settings, transport, gate)
         finally:
             if agent is not None:
                 agent.close()
+
+    async def _open_gate(self, gate: Gate) -> Connection:
+        if gate.host is None:
+            raise SettingsError(gate.name, CONNECT, "ProxyJump names no host")
+        settings = await self._settings(gate.host, gate.route[:-1])
+        return await self._open(gate.name, settings, gate)
 
     async def _ask_agent(
         self, settings: Settings
@@ -137,10 +213,16 @@ class Connector:
             agent.close()
             raise
 
-    async def _log_in(self, host: HostSpec, settings: Settings, transport: Transport) -> Connection:
-        await self._reach(host, settings, transport)
+    async def _log_in(
+        self, host: str, settings: Settings, transport: Transport, gate: Gate | None
+    ) -> Connection:
+        if settings.jumps:
+            handshakes = await self._reach_through(host, settings, transport, gate)
+        else:
+            handshakes = None
+            await self._reach(host, settings, transport)
         try:
-            async with self._handshakes:
+            async with handshakes or nullcontext(), self._handshakes:
                 transport.begin()
                 return await transport.ready
         except BaseException:
@@ -150,7 +232,20 @@ class Connector:
             if transport.new_host_key is not None and transport.proved:
                 await self._remember(host, settings, transport.new_host_key)
 
-    async def _reach(self, host: HostSpec, settings: Settings, transport: Transport) -> None:
+    async def _reach_through(
+        self, host: str, settings: Settings, transport: Transport, gate: Gate | None
+    ) -> DeferredSemaphore:
+        """Reach it by its jump hosts; returns who may log in through the last one."""
+        last = await self._gates.enter(host, settings.jumps, gate)
+        limit = settings.connect_timeout or self._deadlines.connect
+        try:
+            await go_through(self._reactor, last, host, settings, transport, limit)
+        except BaseException:
+            await last.release()
+            raise
+        return last.handshakes
+
+    async def _reach(self, host: str, settings: Settings, transport: Transport) -> None:
         limit = settings.connect_timeout or self._deadlines.connect
         addresses = await self._addresses(host, settings, limit)
         factory = Factory.forProtocol(lambda: transport)
@@ -165,24 +260,24 @@ class Connector:
                 await kind(self._reactor, address, settings.port, share).connect(factory)
             except error.ConnectError as problem:
                 if not addresses:
-                    raise _explain(host.name, settings, problem, limit) from problem
+                    raise _explain(host, settings, problem, limit) from problem
             else:
                 return
 
-    async def _addresses(self, host: HostSpec, settings: Settings, limit: Seconds) -> list[str]:
+    async def _addresses(self, host: str, settings: Settings, limit: Seconds) -> list[str]:
         name = settings.hostname
         try:
             found = look_up(self._reactor, name, settings.address_family)
             return await found.addTimeout(limit, self._reactor)
         except DeadlinePassedError:
             what = f"the name service does not answer for {name} within {limit:g} s"
-            raise TimedOutError(host.name, CONNECT, what) from None
+            raise TimedOutError(host, CONNECT, what) from None
         except (socket.gaierror, UnicodeError) as problem:
             said = problem.strerror if isinstance(problem, socket.gaierror) else str(problem)
             what = f"no address for {name}"
-            raise NameUnknownError(host.name, CONNECT, what, said or "") from problem
+            raise NameUnknownError(host, CONNECT, what, said or "") from problem
 
-    async def _remember(self, host: HostSpec, settings: Settings, key: bytes) -> None:
+    async def _remember(self, host: str, settings: Settings, key: bytes) -> None:
         if not settings.own_known_hosts:
             return
         file = settings.known_hosts[0]
@@ -193,7 +288,7 @@ class Connector:
         except OSError as problem:
             _events.warn(
                 "{host}: its new host key cannot be written to {file}: {problem}",
-                host=host.name,
+                host=host,
                 file=str(file),
                 problem=problem,
             )
@@ -203,6 +298,19 @@ class Connector:
     def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         pool = self._reactor.getThreadPool()
         return deferToThreadPool(self._reactor, pool, function, *args, **kwargs)
+
+
+def _why_ssh(problem: HostError, settings: Settings, known: KnownKeys) -> str:
+    """Why the system's ssh may do where Conch failed; empty: it would fail as well."""
+    if problem.gate:
+        return ""
+    if isinstance(problem, NoCommonAlgorithmError):
+        return problem.what
+    if isinstance(problem, HostKeyUnknownError | HostKeyChangedError) and known.authorities:
+        return "@cert-authority in known_hosts"
+    if isinstance(problem, KeysRejectedError) and settings.gssapi and GSSAPI in problem.methods:
+        return f"GSSAPIAuthentication ({problem.what})"
+    return ""
 
 
 def _look_up(settings: Settings) -> KnownKeys:

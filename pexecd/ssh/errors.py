@@ -16,16 +16,10 @@ class SSHMissingError(HostError):
 
 
 class SettingsError(HostError):
-    """``ssh -G`` cannot say how to reach the host."""
+    """The user's settings do not say how to reach the host."""
 
     retry = False
     advice = "see what `ssh -G` says of this host, and mend the SSH configuration"
-
-
-class UnsupportedSettingError(HostError):
-    """The user's SSH settings ask for what cannot be done."""
-
-    retry = False
 
 
 class NameUnknownError(HostError):
@@ -57,6 +51,12 @@ class ThrottledError(HostError):
 
     least_pause = 20.0
     advice = "it will be tried again later; see MaxStartups and PerSourcePenalties in sshd_config"
+
+
+class ProxyCommandError(HostError):
+    """The command that leads to the host (ProxyCommand) ended too soon."""
+
+    advice = "try it by hand with ssh"
 
 
 class NotSSHError(HostError):
@@ -100,7 +100,13 @@ class HostKeyRevokedError(HostKeyError):
 
 
 class KeysRejectedError(HostError):
-    """No key of the user was accepted. A person may add one, so it is tried again, rarely."""
+    """No key of the user was accepted. A person may add one, so it is tried again, rarely.
+
+    Attributes:
+        methods: how the host would let users in.
+    """
+
+    methods: frozenset[str] = frozenset()
 
     least_pause = 60.0
     advice = (
@@ -113,6 +119,13 @@ class ChannelRefusedError(HostError):
     """The server does not allow (another) session."""
 
     advice = "see MaxSessions, ForceCommand and the forced command of the key on the server"
+
+
+class JumpRefusedError(HostError):
+    """A jump host does not lead any further."""
+
+    retry = False
+    advice = "see AllowTcpForwarding, PermitOpen and DisableForwarding in its sshd_config"
 
 
 class CommandFailedError(HostError):

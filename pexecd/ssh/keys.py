@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
-from twisted.conch.ssh.common import getNS
+from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.keys import Key
 from twisted.internet.defer import Deferred, execute
 
@@ -21,6 +22,15 @@ from pexecd.ssh.knownhosts import fingerprint, key_type
 
 #: A key file is smaller than that.
 LARGEST_KEY_FILE = 64 * 1024
+CERTIFICATE = b"-cert-v01@openssh.com"
+#: How many fields make up a public key, after its type (and in a certificate a nonce).
+KEY_FIELDS = {
+    b"ssh-ed25519": 1,
+    b"ssh-rsa": 2,
+    b"ecdsa-sha2-nistp256": 2,
+    b"ecdsa-sha2-nistp384": 2,
+    b"ecdsa-sha2-nistp521": 2,
+}
 OPENSSH_MAGIC = b"openssh-key-v1\0"
 
 
@@ -53,6 +63,17 @@ class KeyFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """A file that holds a certificate of a key of the user's."""
+
+    name: str
+    blob: bytes
+    #: The public key that it is for; empty: ``problem`` says what is wrong.
+    key: bytes
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FileIdentity:
     """A private key that was read from a file."""
 
@@ -76,29 +97,84 @@ class AgentIdentity:
         return self.agent.sign(self.blob, data, algorithm)
 
 
-def signature_algorithm(blob: bytes, accepted: Sequence[bytes]) -> bytes | None:
+@dataclass(frozen=True, slots=True)
+class CertifiedIdentity:
+    """A certificate, and the key that it is for."""
+
+    name: str
+    blob: bytes
+    key: Identity
+
+    def sign(self, data: bytes, algorithm: bytes) -> Deferred[bytes]:
+        return self.key.sign(data, algorithm.removesuffix(CERTIFICATE))
+
+
+def signature_algorithm(
+    blob: bytes, accepted: Sequence[bytes], allowed: Sequence[bytes] = ()
+) -> bytes | None:
     """How a key signs: Conch by itself would always use SHA-1 for RSA, which servers refuse.
 
     Args:
-        blob: the public key.
-        accepted: the server's ``server-sig-algs``; empty if it did not say.
+        blob: the public key, or its certificate.
+        accepted: the server's ``server-sig-algs``; empty if it did not say. It names none of
+            certificates: those sign as their keys do.
+        allowed: by the user's PubkeyAcceptedAlgorithms; empty: all.
 
     Returns:
-        None if the server takes none that the key can do without SHA-1.
+        None if there is none that the key can do without SHA-1.
     """
     kind = key_type(blob)
-    if kind == b"ssh-dss":
+    if kind.startswith(b"ssh-dss"):
         return None
-    if not kind.startswith(b"ssh-rsa"):
-        return kind
-    suffix = kind.removeprefix(b"ssh-rsa")  # of a certificate in the agent
-    choices = [name + suffix for name in (b"rsa-sha2-512", b"rsa-sha2-256")]
-    return next((name for name in choices if not accepted or name in accepted), None)
+    choices = [kind]
+    if kind.startswith(b"ssh-rsa"):
+        suffix = kind.removeprefix(b"ssh-rsa")
+        choices = [name + suffix for name in (b"rsa-sha2-512", b"rsa-sha2-256")]
+        choices = [c for c in choices if not accepted or c.removesuffix(CERTIFICATE) in accepted]
+    return next((name for name in choices if not allowed or name in allowed), None)
 
 
 def load_key_files(files: Sequence[Path]) -> list[KeyFile]:
     """Read the identity files that are there. Blocks: call it in a thread."""
     return [found for found in map(_load, files) if found is not None]
+
+
+def load_certificates(named: Sequence[Path], identity_files: Sequence[Path]) -> list[Certificate]:
+    """Read the user's certificates. Blocks: call it in a thread.
+
+    Args:
+        named: by CertificateFile.
+        identity_files: like ssh, only without ``named`` those count that lie beside them.
+    """
+    if named:
+        return [_load_certificate(file) for file in named]
+    beside = [file.with_name(f"{file.name}-cert.pub") for file in identity_files]
+    found = [_load_certificate(file) for file in beside if file.exists()]
+    return [certificate for certificate in found if certificate.key]
+
+
+def _load_certificate(file: Path) -> Certificate:
+    try:
+        with file.open("rb") as opened:
+            blob = _public_blob(opened.read(LARGEST_KEY_FILE))
+    except OSError as error:
+        return Certificate(str(file), b"", b"", f"cannot be read: {error.strerror}")
+    key = certified_key(blob) if blob else b""
+    problem = "" if key else "no certificate of a key that can be used here"
+    return Certificate(str(file), blob or b"", key, problem)
+
+
+def certified_key(blob: bytes) -> bytes:
+    """The public key in a certificate; empty if there is none."""
+    kind = key_type(blob)
+    plain = kind.removesuffix(CERTIFICATE)
+    if kind == plain or plain not in KEY_FIELDS:
+        return b""
+    try:
+        fields = getNS(blob, 2 + KEY_FIELDS[plain])[2:-1]
+    except struct.error:
+        return b""
+    return b"".join(map(NS, (plain, *fields)))
 
 
 def _load(file: Path) -> KeyFile | None:
@@ -175,6 +251,8 @@ def identities(
     agent_keys: Sequence[tuple[bytes, str]],
     *,
     only_files: bool,
+    certificates: Sequence[Certificate] = (),
+    certificates_first: bool = False,
 ) -> tuple[list[Identity], list[str]]:
     """Put keys in the order in which ssh offers them (a server hears only a few).
 
@@ -183,6 +261,8 @@ def identities(
         agent: the agent that has ``agent_keys`` (blob and comment).
         agent_keys: its keys.
         only_files: IdentitiesOnly: leave out keys of the agent that no file names.
+        certificates: of some of these keys.
+        certificates_first: offer them before all keys; else each after its key.
 
     Returns:
         What to offer, and why the other files are of no use.
@@ -207,4 +287,17 @@ def identities(
             offered.add(found.blob)
         else:
             useless.append(f"{found.name} is {found.problem}")
-    return chosen, useless
+    for certificate in certificates:
+        if not any(key.blob == certificate.key for key in chosen):
+            problem = certificate.problem or "a certificate of a key that is not there"
+            useless.append(f"{certificate.name} is {problem}")
+    certified = {
+        certificate.key: CertifiedIdentity(certificate.name, certificate.blob, key)
+        for certificate in certificates
+        for key in chosen
+        if key.blob == certificate.key
+    }
+    if certificates_first:
+        return [*certified.values(), *chosen], useless
+    both = [(key, certified.get(key.blob)) for key in chosen]
+    return [key for pair in both for key in pair if key is not None], useless

@@ -63,6 +63,8 @@ class KnownKeys:
     #: By the bare name of a host at another port than 22.
     bare: tuple[Entry, ...]
     revoked: tuple[Entry, ...]
+    #: Keys that sign certificates of the host's keys: only the system's ssh can check those.
+    authorities: tuple[Entry, ...] = ()
 
     def check(self, blob: bytes) -> tuple[Verdict, Entry | None]:
         """Judge a host's key; the entry is the one that decided."""
@@ -127,6 +129,9 @@ def known_keys(entries: Sequence[Entry], hostname: str, port: int, alias: str | 
         plain=tuple(entry for entry in matching if not entry.marker),
         bare=tuple(entry for entry in others if not entry.marker),
         revoked=tuple(entry for entry in matching + others if entry.marker == "@revoked"),
+        authorities=tuple(
+            entry for entry in matching + others if entry.marker == "@cert-authority"
+        ),
     )
 
 

@@ -10,43 +10,45 @@ import pwd
 import re
 import shutil
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeadlinePassedError
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.interfaces import IReactorProcess
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.threads import deferToThreadPool
-from twisted.python.failure import Failure
 
 from pexecd.jobs.values import HostSpec
-from pexecd.ssh.errors import (
-    SettingsError,
-    SSHMissingError,
-    TimedOutError,
-    UnsupportedSettingError,
-)
+from pexecd.ssh.errors import SettingsError, SSHMissingError, TimedOutError
+from pexecd.ssh.process import Program
 from pexecd.units import Seconds
 
 STAGE = "settings"
 
-#: What Conch, as it is used here, cannot do; to go on without would be wrong.
-UNSUPPORTED = {
-    "proxyjump": "ProxyJump",
+#: What Conch, as it is used here, cannot do, and the system's ssh can.
+FOR_SSH_ALONE = {
     "proxycommand": "ProxyCommand",
-    "certificatefile": "CertificateFile",
     "knownhostscommand": "KnownHostsCommand",
     "revokedhostkeys": "RevokedHostKeys",
     "bindaddress": "BindAddress",
     "bindinterface": "BindInterface",
+    "pkcs11provider": "PKCS11Provider",
 }
 
 #: Values of AddressFamily; else any.
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithms:
+    """Which ones the user allows, best first; empty: all that we have."""
+
+    key_exchanges: tuple[bytes, ...] = ()
+    host_keys: tuple[bytes, ...] = ()
+    ciphers: tuple[bytes, ...] = ()
+    macs: tuple[bytes, ...] = ()
+    #: With which the user's keys may sign.
+    user_keys: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,23 @@ class Settings:
     alive_interval: Seconds | None
     #: So many questions may stay without an answer, then it is given up.
     alive_count: int
+    #: Files with certificates of the user's keys; none: those beside ``identity_files``.
+    certificate_files: tuple[Path, ...] = ()
+    #: ProxyJump: ``[user@]host[:port]``, the one to go to first in front.
+    jumps: tuple[str, ...] = ()
+    #: Where a shared connection of the user's would listen (ControlPath).
+    control_path: str | None = None
+    #: The user may log in by Kerberos.
+    gssapi: bool = False
+    algorithms: Algorithms = Algorithms()
+    #: Why only the system's ssh can do it; empty: Conch can.
+    needs_ssh: str = ""
+    #: As it is written: ssh fills in its tokens.
+    proxy_command: str = ""
+    #: The ssh program, how it reads these settings, and what means this host to it.
+    command: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +126,12 @@ def surroundings(host: str, environ: Mapping[str, str]) -> Surroundings:
 
 
 async def read_settings(
-    reactor: Any, host: HostSpec, config: Path | None, environ: Mapping[str, str], limit: Seconds
+    reactor: Any,
+    host: HostSpec,
+    config: Path | None,
+    environ: Mapping[str, str],
+    limit: Seconds,
+    jumps: Sequence[str] = (),
 ) -> Settings:
     """Ask ``ssh -G`` about a host.
 
@@ -117,10 +141,10 @@ async def read_settings(
         config: as with ``ssh -F``.
         environ: this process's environment.
         limit: how long that may take (``Match exec`` runs the user's commands).
+        jumps: the jump hosts on the way, whatever the settings say; none: as they say.
 
     Raises:
-        SSHMissingError, SettingsError, UnsupportedSettingError: these never go away by
-            themselves.
+        SSHMissingError, SettingsError: these never go away by themselves.
         TimedOutError: it took longer.
     """
     if host.address.startswith("-") or (host.user or "").startswith("-"):
@@ -128,29 +152,29 @@ async def read_settings(
     around = await deferToThreadPool(
         reactor, reactor.getThreadPool(), surroundings, host.name, environ
     )
-    arguments = [around.ssh, "-G"]
-    if config is not None:
-        arguments += ["-F", str(config)]
+    options = ["-F", str(config)] if config is not None else []
+    target = ["-J", ",".join(jumps)] if jumps else []
     if host.port is not None:
-        arguments += ["-p", str(host.port)]
+        target += ["-p", str(host.port)]
     if host.user is not None:
-        arguments += ["-l", host.user]
-    question = _Question(reactor, [*arguments, "--", host.address], environ)
+        target += ["-l", host.user]
+    target += ["--", host.address]
+    question = Program(reactor, [around.ssh, "-G", *options, *target], environ)
     try:
-        status, out, err = await question.answer.addTimeout(limit, reactor)
+        status, out, err = await question.ended.addTimeout(limit, reactor)
     except DeadlinePassedError:
         # not by itself, but by the name service (CanonicalizeHostname) or commands (Match exec)
         raise TimedOutError(host.name, STAGE, f"`ssh -G` took over {limit:g} s") from None
     if status != 0:
         raise SettingsError(host.name, STAGE, "`ssh -G` failed", err.decode("utf-8", "replace"))
-    return parse_settings(os.fsdecode(out), host, around)
+    settings = parse_settings(os.fsdecode(out), host, around)
+    return replace(settings, command=(around.ssh,), config=tuple(options), target=tuple(target))
 
 
 def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
     """Make values of the output of ``ssh -G``.
 
     Raises:
-        UnsupportedSettingError: what it asks for cannot be done.
         SettingsError: it is not the output of ``ssh -G``.
     """
     values: dict[str, list[str]] = {}
@@ -162,15 +186,6 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         value = values.get(key, [default])[-1]
         return default if value == "none" else value
 
-    for key, name in UNSUPPORTED.items():
-        if last(key):
-            raise UnsupportedSettingError(
-                host.name,
-                STAGE,
-                f"the SSH configuration asks for {name} ({last(key)}), which pexecd does not "
-                "support yet; take it out for this host, or give a configuration of its own by "
-                "`[ssh] config =`",
-            )
     try:
         hostname, port, user = last("hostname"), int(last("port")), last("user")
     except ValueError:
@@ -190,10 +205,13 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         "u": around.user,
     }
 
+    def filled(text: str) -> str:
+        return re.sub(r"%(.)", lambda match: tokens.get(match[1], match[0]), text)
+
     def path(name: str) -> Path:
         if name == "~" or name.startswith("~/"):
             name = around.home + name[1:]
-        name = re.sub(r"%(.)", lambda match: tokens.get(match[1], match[0]), name)
+        name = filled(name)
         name = re.sub(r"\$\{(\w+)\}", lambda match: around.environ.get(match[1], match[0]), name)
         return Path(name)
 
@@ -205,7 +223,13 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
     def seconds(key: str) -> Seconds | None:
         return float(last(key)) if last(key).isdecimal() and int(last(key)) else None
 
+    def names(key: str) -> tuple[bytes, ...]:
+        return tuple(last(key).encode().split(b",")) if last(key) else ()
+
     count = last("serveralivecountmax", "3")
+    needs_ssh = [name for key, name in FOR_SSH_ALONE.items() if last(key)]
+    if last("gssapikeyexchange") in ("yes", "true"):
+        needs_ssh.append("GSSAPIKeyExchange")
     return Settings(
         hostname=hostname,
         port=port,
@@ -222,7 +246,40 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         connect_timeout=seconds("connecttimeout"),
         alive_interval=seconds("serveraliveinterval"),
         alive_count=int(count) if count.isdecimal() else 3,
+        certificate_files=tuple(path(n) for n in values.get("certificatefile", []) if n != "none"),
+        jumps=tuple(filled(last("proxyjump")).split(",")) if last("proxyjump") else (),
+        control_path=last("controlpath") or None,
+        gssapi=last("gssapiauthentication") in ("yes", "true"),
+        algorithms=Algorithms(
+            key_exchanges=names("kexalgorithms"),
+            host_keys=names("hostkeyalgorithms"),
+            ciphers=names("ciphers"),
+            macs=names("macs"),
+            user_keys=names("pubkeyacceptedalgorithms") or names("pubkeyacceptedkeytypes"),
+        ),
+        needs_ssh=", ".join(needs_ssh),
+        proxy_command=last("proxycommand"),
     )
+
+
+def parse_jump(text: str) -> HostSpec:
+    """A jump host of ProxyJump, ``[user@]host[:port]`` or ``ssh://[user@]host[:port]``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    rest = text.removeprefix("ssh://").rstrip("/")
+    user, _, place = rest.rpartition("@")
+    match = re.fullmatch(r"\[([^]]+)\](?::(\d+))?|([^:]+)(?::(\d+))?|([0-9a-fA-F:]+)", place)
+    if match is None:
+        raise ValueError(f"no jump host: {text!r}")
+    address = match[1] or match[3] or match[5]
+    port = match[2] or match[4]
+    # `ssh -G` puts brackets around all numbers
+    name = f"[{address}]" if ":" in address else address
+    name = f"{user}@{name}" if user else name
+    name = f"{name}:{port}" if port else name
+    return HostSpec(name, address, user=user or None, port=int(port) if port else None)
 
 
 def _agent(value: str, path: Any, environ: Mapping[str, str]) -> str | None:
@@ -235,32 +292,9 @@ def _agent(value: str, path: Any, environ: Mapping[str, str]) -> str | None:
     return str(path(value))
 
 
-class _Question(ProcessProtocol):
-    """Runs a program.
-
-    ``answer`` fires with exit status (None: killed), stdout and stderr; cancelling it kills
-    the program.
-    """
-
-    def __init__(
-        self, reactor: IReactorProcess, arguments: list[str], environ: Mapping[str, str]
-    ) -> None:
-        self.answer: Deferred[tuple[int | None, bytes, bytes]] = Deferred(self._kill)
-        self._outputs: dict[int, list[bytes]] = {1: [], 2: []}
-        self._process = reactor.spawnProcess(self, arguments[0], arguments, environ)
-        self._process.closeStdin()
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        self._outputs[childFD].append(data)
-
-    def processEnded(self, reason: Failure) -> None:
-        end: Any = reason.value
-        if not self.answer.called:
-            out, err = (b"".join(self._outputs[fd]) for fd in (1, 2))
-            self.answer.callback((end.exitCode, out, err))
-
-    def _kill(self, _: Deferred[Any]) -> None:
-        try:
-            self._process.signalProcess("KILL")
-        except ProcessExitedAlready:
-            return
+def name_of_jump(text: str) -> str:
+    """A jump host as people would write it."""
+    try:
+        return parse_jump(text).name
+    except ValueError:
+        return text

@@ -29,9 +29,9 @@ from pexecd.ssh.errors import (
     TimedOutError,
 )
 from pexecd.ssh.keys import Identity
-from pexecd.ssh.knownhosts import KnownKeys, Verdict, fingerprint
+from pexecd.ssh.knownhosts import ALGORITHMS, KnownKeys, Verdict, fingerprint
 from pexecd.ssh.quiet import QUIET
-from pexecd.ssh.settings import Settings
+from pexecd.ssh.settings import Algorithms, Settings
 from pexecd.ssh.userauth import PublicKeyAuth
 from pexecd.units import Seconds
 
@@ -132,7 +132,13 @@ class Transport(transport.SSHClientTransport):
         self._waiting: list[Deferred[None]] = []
         self.error: HostError | None = None
         self.new_host_key: bytes | None = None
-        self.supportedPublicKeys = known.algorithms()
+        wanted = settings.algorithms
+        self.supportedKeyExchanges = permitted(self.supportedKeyExchanges, wanted.key_exchanges)
+        self.supportedCiphers = permitted(self.supportedCiphers, wanted.ciphers)
+        self.supportedMACs = permitted(self.supportedMACs, wanted.macs)
+        self.supportedPublicKeys = [
+            name for name in known.algorithms() if not wanted.host_keys or name in wanted.host_keys
+        ]
         self._clock: IReactorTime = reactor
         self._host = host
         self._settings = settings
@@ -149,7 +155,9 @@ class Transport(transport.SSHClientTransport):
         self.proved = False
         self._heard = reactor.seconds()
         self._connection = Connection(self, host, reactor, deadlines.channel)
-        self._auth = PublicKeyAuth(settings.user, self._connection, identities)
+        self._auth = PublicKeyAuth(
+            settings.user, self._connection, identities, settings.algorithms.user_keys
+        )
         self.stage = GREETING
 
     # --- stages and their ends ---------------------------------------------------------------
@@ -260,7 +268,7 @@ class Transport(transport.SSHClientTransport):
 
     def _explain_loss(self, reason: Failure) -> HostError:
         words = self._greeting.decode("utf-8", "replace")
-        if self.stage != GREETING:
+        if self.stage != GREETING or reason.check(HostError):  # of a jump host
             return ConnectionLostError(
                 self._host, self.stage, "connection lost", reason.getErrorMessage()
             )
@@ -394,7 +402,9 @@ class Transport(transport.SSHClientTransport):
             what += "no key to offer"
         if self._useless:
             what += "; " + "; ".join(self._useless)
-        self.error = KeysRejectedError(self._host, AUTHENTICATE, what, said)
+        error = KeysRejectedError(self._host, AUTHENTICATE, what, said)
+        error.methods = frozenset(methods.split(","))
+        self.error = error
 
     def setService(self, service: object) -> None:
         super().setService(service)
@@ -416,3 +426,21 @@ class Transport(transport.SSHClientTransport):
     def _vanished(self, silence: Seconds) -> None:
         self.error = PeerVanishedError(self._host, OPEN, f"no sign of life for {silence:.0f} s")
         self.transport.abortConnection()
+
+
+def permitted(ours: Sequence[bytes], wanted: Sequence[bytes]) -> list[bytes]:
+    """Those of our algorithms that the user wants, in the user's order; all if nothing is said."""
+    return [name for name in wanted if name in ours] if wanted else list(ours)
+
+
+def left_out(wanted: Algorithms) -> str:
+    """The setting of the user's that leaves us without an algorithm; empty: there is none."""
+    for setting, ours, names in (
+        ("KexAlgorithms", Transport.supportedKeyExchanges, wanted.key_exchanges),
+        ("Ciphers", Transport.supportedCiphers, wanted.ciphers),
+        ("MACs", Transport.supportedMACs, wanted.macs),
+        ("HostKeyAlgorithms", ALGORITHMS, wanted.host_keys),
+    ):
+        if not permitted(ours, names):
+            return setting
+    return ""

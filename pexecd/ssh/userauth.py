@@ -28,9 +28,16 @@ class PublicKeyAuth(SSHUserAuthClient):
 
     _log = QUIET
 
-    def __init__(self, user: str, instance: SSHService, identities: Sequence[Identity]) -> None:
+    def __init__(
+        self,
+        user: str,
+        instance: SSHService,
+        identities: Sequence[Identity],
+        allowed: Sequence[bytes] = (),
+    ) -> None:
         super().__init__(user.encode(), instance)
         self._left = list(identities)
+        self._allowed = allowed
         self.offered: list[str] = []
         self.signing = ""
         self.methods = b""
@@ -44,10 +51,11 @@ class PublicKeyAuth(SSHUserAuthClient):
 
     def _offer(self) -> None:
         transport: Any = self.transport
-        accepted = transport.peerExtensions.get(b"server-sig-algs", b"")
+        said = transport.peerExtensions.get(b"server-sig-algs", b"")
+        accepted = said.split(b",") if said else []
         while self._left and b"publickey" in self.methods.split(b","):
             identity = self._left.pop(0)
-            algorithm = signature_algorithm(identity.blob, accepted.split(b",") if accepted else [])
+            algorithm = signature_algorithm(identity.blob, accepted, self._allowed)
             if algorithm is None:
                 continue
             self.offered.append(identity.name)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pexecd.jobs.values import HostSpec
-from pexecd.ssh.errors import SettingsError, SSHMissingError, UnsupportedSettingError
-from pexecd.ssh.settings import Settings, Surroundings, parse_settings, surroundings
+from pexecd.ssh.errors import SettingsError, SSHMissingError
+from pexecd.ssh.settings import Settings, Surroundings, parse_jump, parse_settings, surroundings
 
 HOST = HostSpec("ann@lab:2222", "lab")
 AROUND = Surroundings("/usr/bin/ssh", "/home/ann", "ann", 1000, {"SSH_AUTH_SOCK": "/run/agent"})
@@ -96,12 +96,51 @@ def test_the_rest() -> None:
     assert (len(settings.known_hosts), settings.own_known_hosts) == (2, 0)
 
 
-@pytest.mark.parametrize("line", ["proxyjump gate", "proxycommand nc %h %p", "certificatefile ~/c"])
-def test_what_cannot_be_done_is_named(line: str) -> None:
-    with pytest.raises(UnsupportedSettingError) as caught:
-        parse(f"{line}\n")
-    assert line.partition(" ")[2] in str(caught.value)
-    assert not caught.value.retry
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("", ""),
+        ("proxycommand nc %h %p", "ProxyCommand"),
+        ("proxycommand none\ngssapiauthentication yes", ""),
+        ("gssapikeyexchange yes\nbindaddress 10.0.0.1", "BindAddress, GSSAPIKeyExchange"),
+    ],
+)
+def test_what_needs_the_systems_ssh(lines: str, reason: str) -> None:
+    assert parse(f"{lines}\n").needs_ssh == reason
+
+
+def test_certificates_algorithms_and_ways() -> None:
+    settings = parse(
+        "certificatefile ~/.ssh/id-cert.pub\nciphers aes256-ctr,aes128-ctr\n"
+        "proxyjump a@x:2,%h-gate\ncontrolpath /run/cm-1\ngssapiauthentication yes\n"
+    )
+    assert settings.certificate_files == (Path("/home/ann/.ssh/id-cert.pub"),)
+    assert settings.algorithms.ciphers == (b"aes256-ctr", b"aes128-ctr")
+    assert settings.algorithms.macs == ()
+    assert settings.jumps == ("a@x:2", "lab.example.org-gate")
+    assert (settings.control_path, settings.gssapi) == ("/run/cm-1", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "address", "user", "port"),
+    [
+        ("gate", "gate", "gate", None, None),
+        ("ann@gate:2222", "ann@gate:2222", "gate", "ann", 2222),
+        ("ann@corp@gate", "ann@corp@gate", "gate", "ann@corp", None),
+        ("[::1]:22", "[::1]:22", "::1", None, 22),
+        ("[10.0.0.1]:22", "10.0.0.1:22", "10.0.0.1", None, 22),
+        ("fe80::1", "[fe80::1]", "fe80::1", None, None),
+        ("ssh://ann@gate:2222/", "ann@gate:2222", "gate", "ann", 2222),
+    ],
+)
+def test_jump_hosts(text: str, name: str, address: str, user: str | None, port: int | None) -> None:
+    assert parse_jump(text) == HostSpec(name, address, user=user, port=port)
+
+
+@pytest.mark.parametrize("text", ["", "gate:", "gate:x", "a:b:zz"])
+def test_no_jump_hosts(text: str) -> None:
+    with pytest.raises(ValueError, match="no jump host"):
+        parse_jump(text)
 
 
 def test_output_of_something_else() -> None:
