@@ -34,9 +34,9 @@ class Verdict(Enum):
     """What known_hosts says of a key."""
 
     KNOWN = "known"
-    #: No key, or only keys of other types, are known for the host.
+    #: No key is known for the host.
     UNKNOWN = "unknown"
-    #: Another key of that type is known for the host.
+    #: Only other keys are known for the host.
     CHANGED = "changed"
     REVOKED = "revoked"
 
@@ -71,14 +71,12 @@ class KnownKeys:
         for entry in self.revoked:
             if entry.blob == blob:
                 return Verdict.REVOKED, entry
-        other = None
         for entry in self.plain:
             if entry.blob == blob:
                 return Verdict.KNOWN, entry
-            if key_type(entry.blob) == key_type(blob):
-                other = entry
-        if other is not None:
-            return Verdict.CHANGED, other
+        if self.plain:  # the host was asked for keys of their types first
+            kind = key_type(blob)
+            return Verdict.CHANGED, max(self.plain, key=lambda e: key_type(e.blob) == kind)
         for entry in self.bare:
             if entry.blob == blob:
                 return Verdict.KNOWN, entry

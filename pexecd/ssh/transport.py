@@ -29,7 +29,7 @@ from pexecd.ssh.errors import (
     TimedOutError,
 )
 from pexecd.ssh.keys import Identity
-from pexecd.ssh.knownhosts import ALGORITHMS, KnownKeys, Verdict, fingerprint
+from pexecd.ssh.knownhosts import ALGORITHMS, KnownKeys, Verdict, fingerprint, key_type
 from pexecd.ssh.quiet import QUIET
 from pexecd.ssh.settings import Algorithms, Settings
 from pexecd.ssh.userauth import PublicKeyAuth
@@ -361,14 +361,15 @@ class Transport(transport.SSHClientTransport):
                 what = f"its host key ({shown}) is revoked by {place}"
                 return HostKeyRevokedError(self._host, KEY_EXCHANGE, what)
             case Verdict.CHANGED:
-                what = f"its host key ({shown}) is not the one in {place}"
+                kind = key_type(entry.blob) if entry is not None else b""
+                which = "the one" if kind == key_type(key) else f"the {kind.decode()} key"
+                what = f"its host key ({shown}) is not {which} in {place}"
                 return HostKeyChangedError(self._host, KEY_EXCHANGE, what)
-        if self._settings.accept_new and not self._known.plain:
+        if self._settings.accept_new:
             self.new_host_key = key
             return None
         files = " or ".join(str(file) for file in self._settings.known_hosts) or "known_hosts"
-        other = "; only keys of other types are" if self._known.plain else ""
-        what = f"its host key ({shown}) is not in {files}{other}"
+        what = f"its host key ({shown}) is not in {files}"
         return HostKeyUnknownError(self._host, KEY_EXCHANGE, what)
 
     def connectionSecure(self) -> None:

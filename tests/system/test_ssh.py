@@ -270,7 +270,8 @@ class TestHostKeys(SSHCase):
             extra="StrictHostKeyChecking accept-new",
             known_hosts=self.another(host, "ecdsa"),
         )
-        await self.fails(HostKeyUnknownError, host, config)
+        error = await self.fails(HostKeyChangedError, host, config)
+        self.assertIn("is not the ecdsa-sha2-nistp256 key in", str(error))
 
 
 class TestReaching(SSHCase):

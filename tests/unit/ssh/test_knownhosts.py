@@ -106,10 +106,13 @@ def test_one_of_several_keys_is_enough() -> None:
     assert known(text).check(KEY)[0] is Verdict.KNOWN
 
 
-def test_a_key_of_another_type_proves_nothing() -> None:
-    keys = known(line("node7", ECDSA, "ecdsa-sha2-nistp256"))
-    assert keys.check(KEY)[0] is Verdict.UNKNOWN
-    assert keys.plain  # so it is not a new host
+def test_a_host_that_is_known_by_another_type_is_no_new_one() -> None:
+    text = line("node7", ECDSA, "ecdsa-sha2-nistp256")
+    assert known(text).check(KEY)[0] is Verdict.CHANGED
+    got, entry = known(text + line("node7", OTHER)).check(KEY)
+    assert got is Verdict.CHANGED
+    assert entry is not None
+    assert entry.place == "file:2"
 
 
 def test_another_key_of_the_bare_name_proves_nothing_for_a_port() -> None:
