@@ -1,13 +1,13 @@
 """The master's CPU time for a task, everything journalled, collected in order.
 
-    python -m bench.master [--rounds 3] [--scale 1] [--function] [--profile [ROW]] [--json]
+    python -m bench.master [--rounds 3] [--scale 1] [--rows "of 16;pair"] [--profile] [--json]
 
 Simulated clients (bench/load.py), a process of their own, run nothing and post at once. Counted
 is all that the master and its children use from READY to the end: reactor, journal's writer,
 validation, collection, end. The rows: exchanges of several sizes by one client, and the founding
-pair of requests by one client and by sixteen.
+pair of requests by one client and by sixteen, without validation; then with ready-made tests, and
+with a function of the user in processes of its own, whose start counts.
 
---function validates with a function of the user, too, in a process of its own, whose start counts.
 --profile shows where the reactor's time goes (cProfile, which makes it two to three times as much).
 """
 
@@ -35,12 +35,11 @@ cluster = hosts
 parameters = table.txt
 [worker]
 command = true $n
-[validate]
-output = one_line number
 [collect]
 output = table results.txt
 """
-FUNCTION = "function = checks.py:validate\n"
+TESTS = "[validate]\noutput = one_line number\n"
+FUNCTION = TESTS + "function = checks.py:validate\n"
 CHECKS = """\
 def validate(parameters, result):
     return result["output"].text() == parameters["n"] + "\\n"
@@ -58,6 +57,8 @@ class Row:
     #: At most so many microseconds for a task; 0: no aim.
     limit: int = 0
     size: int = 0
+    #: The section of the job that validates.
+    validate: str = ""
 
 
 ROWS = [
@@ -67,17 +68,18 @@ ROWS = [
     Row("exchanges of 64", "exchange", 1, 60000, size=64),
     Row("pair, 1 client", "pair", 1, 4000, 650),
     Row("pair, 16 clients", "pair", 16, 8000, 400),
+    Row("of 16, with tests", "exchange", 1, 40000, size=16, validate=TESTS),
+    Row("of 16, function", "exchange", 1, 10000, size=16, validate=FUNCTION),
 ]
 
 
-def measure(row: Row, tasks: int, folder: Path, function: bool, profile: bool) -> dict[str, Any]:
+def measure(row: Row, tasks: int, folder: Path, profile: bool) -> dict[str, Any]:
     """Run a job of so many tasks to its end; microseconds for a task, by who used them.
 
     Returns:
         ``{}`` when the master does not know the exchange.
     """
-    text = JOB.replace("[collect]", FUNCTION + "[collect]") if function else JOB
-    write_job(folder, text, NOBODY, tasks)
+    write_job(folder, row.validate + JOB, NOBODY, tasks)
     (folder / "checks.py").write_text(CHECKS)
     book = folder / "book"
     command = [sys.executable, "-m", "bench.measured", str(book)]
@@ -124,14 +126,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="times as many tasks")
-    parser.add_argument("--rows", default="", help="only those with this in their names")
-    parser.add_argument("--function", action="store_true")
+    parser.add_argument(
+        "--rows", default="", help="only those whose names hold one of these, with ; between them"
+    )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--folder", type=Path, help="where to work: another disk, say")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     end_in_order()
-    rows = [row for row in ROWS if options.rows in row.name]
+    wanted = options.rows.split(";")
+    rows = [row for row in ROWS if any(one in row.name for one in wanted)]
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         machine = about(Path(name))
@@ -140,7 +144,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for row in rows:
                 tasks = max(64, round(row.tasks * options.scale))
-                one = measure(row, tasks, Path(name), options.function, options.profile)
+                one = measure(row, tasks, Path(name), options.profile)
                 if one:
                     found[row.name].append(one)
                 if options.profile and one and not options.json:
