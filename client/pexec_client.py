@@ -101,6 +101,7 @@ import math
 import os
 import random
 import re
+import resource
 import select
 import selectors
 import shlex
@@ -1998,8 +1999,19 @@ class Engine:
         self._look_at = None  # when to look at the workers again, and the timer
         self._timer = None
         self._null = os.open(os.devnull, os.O_RDWR)
+        self._raise_limit()
         self._environment = self._make_environment()
         client.loop.on_signal(signal.SIGCHLD, self.reap)
+
+    def _raise_limit(self):
+        """See to it that enough files may be open: three or four for each worker."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        need = 4 * (self._client.settings.slots + self.SETTLE_MOST) + 100
+        if soft != resource.RLIM_INFINITY and soft < need:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+            except (OSError, ValueError):
+                log("only %d files may be open at once: that may be too few for the slots", soft)
 
     def _make_environment(self):
         client = self._client
@@ -2576,9 +2588,14 @@ class Exchange:
             log("the server does not take an exchange: %s", response)
             for outcome in carried:
                 client.post(outcome)
-            self._pause = client.loop.later(next(self._backoff), self._go_on)
+            if response.status in (404, 405):
+                client.no_exchange()  # another version of the server
+            else:
+                self._pause = client.loop.later(next(self._backoff), self._go_on)
         # those that came whole are good, even where the rest was cut off
         client.take(reader.tasks)
+        if self._parting:
+            self.part()
 
     def _go_on(self):
         self._pause = None
@@ -2925,8 +2942,18 @@ class Client:
         self.call("GET", "/ping", [("ticket", ticket)], answered, limit=limit)
 
     def _ping_all(self):
-        self.loop.later(self._ping, self._ping_all)
-        self._exchange.ping()
+        if self._exchange:
+            self.loop.later(self._ping, self._ping_all)
+            self._exchange.ping()
+
+    def no_exchange(self):
+        """The server has none any more: go on with single requests."""
+        outbox, self._exchange = self._exchange.outbox, None
+        for outcome in outbox:
+            self.post(outcome)
+        if self._ping > 0:
+            for ticket in self._tickets:
+                self._ping_for(ticket)
 
     def over(self, ticket):
         """Nobody wants that ticket's result any more."""
