@@ -358,13 +358,6 @@ class Server:
     def forget(self):
         self._addresses = []
 
-    def remove(self):
-        """We end: nobody needs the tunnel any more."""
-        if self._file:
-            quietly(os.unlink, self._file)
-            if self.socket:
-                quietly(os.unlink, self.socket)
-
 
 def check_folder_of(path):
     """``OSError`` unless the folder that a file is in is ours alone: else it may be a trap."""
@@ -387,7 +380,11 @@ class Pinned:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE  # no authority is asked, the checksum decides
         self._sock = context.wrap_socket(sock, do_handshake_on_connect=False)
-        self.fileno, self.close = self._sock.fileno, self._sock.close
+        self.fileno = self._sock.fileno
+
+    def close(self):
+        quietly(self._sock.unwrap)  # says so, without waiting for an answer
+        self._sock.close()
 
     def shake_hands(self, pin):
         """Go on with that: what to wait for, 0 at the end; ``OSError`` if it is another's."""
@@ -1283,11 +1280,8 @@ class HostLock:
         os.close(descriptor)
         return None
 
-    def held(self):
-        return self._descriptor is not None
-
     def release(self):
-        if self.held():
+        if self._descriptor is not None:
             quietly(os.unlink, self._path)
             os.close(self._descriptor)
             quietly(os.rmdir, self._folder)
@@ -3426,25 +3420,21 @@ def main(arguments):
     log.secret = settings.session
     tell = go_to_background() if settings.background else None
     lock = HostLock(settings.session, settings.host or os.uname().nodename)
-    code = EXIT_BUG
     try:
         verify(settings.verify)
         lock.take()
         settings.dir = own_folder(os.path.expanduser(settings.dir))
-        code = Client(settings, tell).run()
+        return Client(settings, tell).run()
     except ClientError as error:
         log("%s", error)
-        code = error.code
+        return error.code
     except Exception:
         import traceback
 
         log("%s", traceback.format_exc())
+        return EXIT_BUG
     finally:
-        # a refusal comes from a newer session, which needs the tunnel
-        if lock.held() and code != EXIT_REFUSED:
-            settings.server.remove()
         lock.release()
-    return code
 
 
 if __name__ == "__main__":

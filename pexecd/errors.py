@@ -119,9 +119,9 @@ class ForwardRefusedError(HostError):
 
     retry = False
     advice = (
-        "allow AllowStreamLocalForwarding or AllowTcpForwarding in its sshd_config (PermitListen, "
-        "DisableForwarding and options of the key forbid it, too), or let hosts reach the "
-        "master without a tunnel, by listen = in [job]"
+        "allow AllowTcpForwarding in its sshd_config (PermitListen, DisableForwarding and options "
+        "of the key can forbid it, too), or let hosts reach the master without a tunnel, by "
+        "listen = in [job]"
     )
 
 

@@ -305,8 +305,24 @@ class ClientOrder:
     session: str
     #: The session's public name: for folders and logs.
     public: str
-    #: ``http://host:port``, as the host reaches it.
+    #: How the host reaches the master: ``http://host:port``, or ``https://host:port#SHA256`` of
+    #: its certificate; empty: through a tunnel.
     server: str
+    #: Makes that from the address at which the host sees this computer ('' if it does not say);
+    #: '' if it is of no use. None: it is known.
+    seen_at: Callable[[str], str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEnd:
+    """Where the tunnels of hosts lead: to the master's HTTP server."""
+
+    #: For connections that only the host's user can have made.
+    plain: IProtocolFactory
+    #: For those that anybody there can have made: TLS.
+    pinned: IProtocolFactory
+    #: The SHA-256 of its certificate, in hex.
+    fingerprint: str
 
 
 class IHostWatcher(Interface):
@@ -342,6 +358,15 @@ class ILauncher(Interface):
 
         New ones get a client. Those that are gone get none any more; it is the master's affair
         that the one there ends. Those that changed get a new one, when the one there has ended.
+        """
+
+    def wind_down() -> Deferred[None]:
+        """Start no more; end clients that are children of ours.
+
+        Tunnels stay: clients on hosts have yet to hear of the end.
+
+        Returns:
+            Fires when the children are gone.
         """
 
     def stop() -> Deferred[None]:
@@ -397,7 +422,10 @@ class IConnection(Interface):
         """
 
     def close() -> Deferred[None]:
-        """Disconnect; fires when the transport is gone."""
+        """Disconnect; fires when the transport is gone.
+
+        What was written into forwarded connections arrives, if the host takes it soon.
+        """
 
 
 @dataclass(frozen=True, slots=True)

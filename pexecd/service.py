@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,13 +18,15 @@ from urllib.parse import urlsplit
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from pexecd.attempts import Attempts
@@ -33,17 +36,18 @@ from pexecd.core.values import Outcome, Statistics
 from pexecd.disk import TRIED, tell_pause, tell_room
 from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
 from pexecd.jobs import Renderer
-from pexecd.jobs.reach import is_loopback
+from pexecd.jobs.reach import as_tcp, is_loopback, is_secure, needs_tunnel
 from pexecd.jobs.values import HostSpec, Job
 from pexecd.launch import Launcher
 from pexecd.master import Master, Parts, RunningSession
 from pexecd.notify import Notifier
-from pexecd.ports import ClientOrder, CollectReport
+from pexecd.ports import ClientOrder, CollectReport, TunnelEnd
 from pexecd.protocol.site import ProtocolSite
 from pexecd.results import Collector, Judge
 from pexecd.ssh import Connector
 from pexecd.state import Start, State, prepare, rebuild, repairs, store_rest
 from pexecd.store import (
+    Certificate,
     FailureLog,
     Joblog,
     Journal,
@@ -116,7 +120,6 @@ class JobService(Service):
         self._numbers: dict[str, Any] | None = None
         self._cluster: ClusterFile | None = None
         #: The URL of the master for other computers, if there are any.
-        self._elsewhere = ""
 
     # --- what others see ----------------------------------------------------------------------
 
@@ -192,8 +195,14 @@ class JobService(Service):
             stack.callback(self._store_table(journal, rest).cancel)
             master = Master()
             master.add(session)
-            port = await self._listen(stack, master, state)
-            here = server_here(port.host, port.port)
+            site = ProtocolSite(master, self._reactor)
+            stack.callback(site.disconnect)
+            certificate = await self._in_thread(Certificate.keep, folder.certificate)
+            pinned = _by_tls(site, certificate)
+            secure = is_secure(self._job.listen)
+            port = await self._listen(stack, pinned if secure else site, state)
+            pin = certificate.fingerprint if secure else ""
+            here = server_here(port.host, port.port, pin)
             self._log.info(
                 "{job.name}: {job.tasks} tasks; process {pid} listens at {url}",
                 job=self._job,
@@ -203,16 +212,15 @@ class JobService(Service):
             await self._in_thread(write_json, folder.session, _card(state, here, self._job))
             if self.interrupted:
                 session.interrupt(self.interrupted)
-            self._elsewhere = await self._in_thread(
-                server_elsewhere, self._job, port.host, port.port
-            )
-            launcher = self._launcher_for(session, state, here)
+            ways = await self._in_thread(Ways.of, self._job, here, port.host, port.port, pin)
+            end = TunnelEnd(site, pinned, certificate.fingerprint)
+            launcher = self._launcher_for(session, state, ways, end)
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
             _note_clients(journal, "left")
             launcher.start()
             if self._job.cluster is not None:
-                changed = partial(self._hosts_changed, session, launcher, port)
+                changed = partial(self._hosts_changed, session, launcher)
                 self._cluster = ClusterFile(self._job, self._reactor, self._in_thread, changed)
                 self._cluster.start()
                 stack.callback(self._cluster.stop)
@@ -226,7 +234,7 @@ class JobService(Service):
                     self._cluster.stop()
                 if finish.outcome is not Outcome.SUCCEEDED:
                     # Workers here that work for nothing are stopped now, not at the next ping.
-                    await launcher.stop()
+                    await launcher.wind_down()
                 await session.clients_left()
                 _note_clients(journal, "told")
             finally:
@@ -342,7 +350,7 @@ class JobService(Service):
         return session, collector
 
     async def _listen(
-        self, stack: AsyncExitStack, master: Master, state: State
+        self, stack: AsyncExitStack, factory: IProtocolFactory, state: State
     ) -> IPv4Address | IPv6Address:
         """Listen for clients; the port of the first time is used again (SPEC section 3).
 
@@ -354,17 +362,16 @@ class JobService(Service):
         kept = state.journal.meta.get("port", "0")
         description = self._job.listen or f"tcp:{kept}:interface=127.0.0.1"
         try:
-            endpoint = serverFromString(self._reactor, description)
+            endpoint = serverFromString(self._reactor, as_tcp(description))
         except LookupError:
             raise StateError(
                 f"cannot listen on {description}: systemd handed over no such socket; look at the "
                 "socket unit, or change listen = in [job]"
             ) from None
-        site = ProtocolSite(master, self._reactor)
         patience = time.monotonic() + PORT_PATIENCE
         while True:
             try:
-                port: IListeningPort = await endpoint.listen(site)
+                port: IListeningPort = await endpoint.listen(factory)
                 break
             except CannotListenError as error:
                 in_use = error.socketError.errno == errno.EADDRINUSE
@@ -380,16 +387,16 @@ class JobService(Service):
                 self._log.warn("waiting for {description}: it is in use", description=description)
                 await deferLater(self._reactor, 1.0)
         _closing(stack, port.stopListening)
-        stack.callback(site.disconnect)
         address = cast("IPv4Address | IPv6Address", port.getHost())
         if self._job.listen is None and str(address.port) != kept:
             await state.journal.note("port", str(address.port))
         return address
 
-    def _launcher_for(self, session: RunningSession, state: State, here: str) -> Launcher:
+    def _launcher_for(
+        self, session: RunningSession, state: State, ways: Ways, tunnel_end: TunnelEnd
+    ) -> Launcher:
         def order(host: HostSpec) -> ClientOrder:
-            url = here if _is_here(host) else self._elsewhere
-            return ClientOrder(state.session_id, state.public, url)
+            return ClientOrder(state.session_id, state.public, *ways.to(host))
 
         return Launcher(
             self._reactor,
@@ -397,6 +404,7 @@ class JobService(Service):
             order,
             session,
             Connector(self._reactor, self._job.ssh_config),
+            tunnel_end=tunnel_end,
         )
 
     def reread(self) -> None:
@@ -407,26 +415,12 @@ class JobService(Service):
             )
 
     def _hosts_changed(
-        self,
-        session: RunningSession,
-        launcher: Launcher,
-        port: IPv4Address | IPv6Address,
-        hosts: Sequence[HostSpec],
+        self, session: RunningSession, launcher: Launcher, hosts: Sequence[HostSpec]
     ) -> Deferred[None]:
-        """Go on with these hosts.
-
-        Returns:
-            Fires when that has begun; fails with ``StateError`` when nobody can tell how they
-            are to reach the master.
-        """
-
-        def begin(elsewhere: str) -> None:
-            self._elsewhere = elsewhere
-            session.hosts_changed([host.name for host in hosts])
-            launcher.change(hosts)
-
-        job = replace(self._job, hosts=tuple(hosts))
-        return self._in_thread(server_elsewhere, job, port.host, port.port).addCallback(begin)
+        """Go on with these hosts; fires when that has begun."""
+        session.hosts_changed([host.name for host in hosts])
+        launcher.change(hosts)
+        return succeed(None)
 
     # --- odds and ends --------------------------------------------------------------------------
 
@@ -483,50 +477,98 @@ def _changed(remapped: Remapped) -> str:
     )
 
 
+def _by_tls(site: ProtocolSite, certificate: Certificate) -> TLSMemoryBIOFactory:
+    options = PrivateCertificate.loadPEM(certificate.pem).options()
+    return TLSMemoryBIOFactory(options, isClient=False, wrappedFactory=site)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How hosts reach the master."""
+
+    job: Job
+    #: The URL at which this computer does.
+    here: str
+    #: That for other computers, where it is known; else the best guess.
+    elsewhere: str
+    #: Makes a better one from the address at which a host sees this computer.
+    seen_at: Callable[[str], str] | None
+
+    @classmethod
+    def of(cls, job: Job, here: str, listening: str, port: int, pin: str) -> Ways:
+        """Find out.
+
+        Blocks: it may ask the name service who this computer is.
+
+        Args:
+            job: may say it, with ``advertise``.
+            here: the URL at which this computer reaches the master.
+            listening: the address that the master listens on.
+            port: and its port.
+            pin: the checksum of its certificate; empty: no TLS.
+        """
+        if job.advertise:
+            address = job.advertise.rstrip("/")
+            return cls(job, here, f"{address}#{pin}" if pin else address, None)
+        if listening not in _HERE:
+            return cls(job, here, _url(listening, port, pin), None)  # it is there and nowhere else
+        if job.cluster is None:
+            return cls(job, here, here, None)
+
+        def seen_at(address: str) -> str:
+            return _url(address, port, pin) if is_own_address(address, listening) else ""
+
+        return cls(job, here, _url(socket.getfqdn(), port, pin), seen_at)
+
+    def to(self, host: HostSpec) -> tuple[str, Callable[[str], str] | None]:
+        """``server`` and ``seen_at`` of a host's ``ClientOrder``."""
+        if _is_here(host):
+            return self.here, None
+        if needs_tunnel(host, self.job.listen, self.job.advertise):
+            return "", None
+        return self.elsewhere, self.seen_at
+
+
 def _is_here(host: HostSpec) -> bool:
-    return host.local or is_loopback(host.address)
+    """This computer. Over SSH even a loopback address may lead to another: its port, say."""
+    return host.local or (not host.start and is_loopback(host.address))
 
 
-def server_here(listening: str, port: int) -> str:
+def is_own_address(address: str, listening: str) -> bool:
+    """Whether who connects to this address meets a master that listens on all of a kind.
+
+    It is not where the host sees a gate between us, or a router that translates.
+
+    Args:
+        address: an IPv4 or IPv6 address.
+        listening: 0.0.0.0, or ``::`` for both kinds.
+    """
+    try:
+        version = ipaddress.ip_address(address).version
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        if version == 6 and ":" not in listening:
+            return False
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))  # nothing is sent; only own addresses can be bound to
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def server_here(listening: str, port: int, pin: str = "") -> str:
     """The URL at which this computer reaches the master.
 
     Args:
         listening: the address that the master listens on.
         port: and its port.
+        pin: the checksum of its certificate; empty: no TLS.
     """
-    return _url(_HERE.get(listening, listening), port)
+    return _url(_HERE.get(listening, listening), port, pin)
 
 
-def server_elsewhere(job: Job, listening: str, port: int) -> str:
-    """The URL at which other computers reach the master; empty where the job has none.
-
-    Blocks: it may ask the name service who this computer is.
-
-    Args:
-        job: may say it, with ``advertise``.
-        listening: the address that the master listens on.
-        port: and its port.
-
-    Raises:
-        StateError: nobody else knows this computer by its name.
-    """
-    if all(map(_is_here, job.hosts)):
-        return ""
-    if job.advertise:
-        return job.advertise.rstrip("/")
-    if listening not in _HERE:
-        return _url(listening, port)  # it is there and nowhere else
-    name = socket.getfqdn()
-    if name.partition(".")[0] == "localhost":
-        raise StateError(
-            f"{job.path}: this computer's name is {name}, under which other hosts find themselves; "
-            "say how they reach it with advertise = in [job]"
-        )
-    return _url(name, port)
-
-
-def _url(address: str, port: int) -> str:
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+def _url(address: str, port: int, pin: str) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"https://{host}:{port}#{pin}" if pin else f"http://{host}:{port}"
 
 
 def _free_port_of(card: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pexecd.errors import BAD_INPUT, BadInputError, spoken
 from pexecd.jobs import Renderer, read_job, read_table
-from pexecd.jobs.reach import listens_on_loopback
+from pexecd.jobs.reach import is_secure, listens_on_loopback
 from pexecd.jobs.templates import Pattern
 from pexecd.jobs.values import HostSpec, InputKind, InputRule, Job, Rendered
 
@@ -131,10 +131,12 @@ def settings(job: Job) -> Iterator[tuple[str, Any]]:
 def warnings(job: Job) -> list[str]:
     """What works, but should be known."""
     found = []
-    if not listens_on_loopback(job.listen):
+    if not listens_on_loopback(job.listen) and not is_secure(job.listen):
         found.append(
             f"listen = {job.listen}: hosts and master speak plain HTTP; whoever can read the "
-            "network between them can read parameters and results, and send results of his own"
+            "network between them can read parameters and results, and send results of his own; "
+            "with listen = ssl:PORT they use TLS, and without listen each host has a tunnel in "
+            "its SSH connection"
         )
     return found
 

@@ -7,13 +7,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pexecd.errors import BadInputError, Mistake
 from pexecd.jobs.cluster import HERE, read_cluster
 from pexecd.jobs.fields import Fields, JobText, platform_word
 from pexecd.jobs.mistakes import did_you_mean
-from pexecd.jobs.reach import advertise_problem, hosts_that_need_a_tunnel, listen_problem
+from pexecd.jobs.reach import (
+    advertise_problem,
+    is_loopback,
+    is_secure,
+    listen_problem,
+    needs_tunnel,
+)
 from pexecd.jobs.rules import read_collect, read_inputs, read_results, read_tests
 from pexecd.jobs.table import check_table, read_columns
 from pexecd.jobs.templates import NAME, CommandPattern, Pattern, PatternError
@@ -65,7 +72,8 @@ def _read(text: JobText) -> Job:
     results = read_results(text, columns)
     tests, validate = read_tests(text, results)
     listen = job.matching("listen", listen_problem)
-    cluster, hosts = _hosts(text, listen)
+    advertise = job.matching("advertise", partial(advertise_problem, secure=is_secure(listen)))
+    cluster, hosts = _hosts(text, listen, advertise)
     ssh_config = ssh.file(ssh.string("config"))
     collect = read_collect(text, results)
     tasks, table_digest = _check_table(text, parameters, inputs)
@@ -83,7 +91,7 @@ def _read(text: JobText) -> Job:
         env=_env(text, columns if worker.shell else None),
         cluster=cluster,
         listen=listen,
-        advertise=job.matching("advertise", advertise_problem),
+        advertise=advertise,
         timeout=job.whole("timeout", 0, most=_YEAR),
         attempts=job.whole("attempts", 3, least=1),
         duplicates=job.whole("duplicates", 2, least=1),
@@ -267,7 +275,9 @@ def _env(text: JobText, columns: Collection[str] | None) -> dict[str, str]:
     return {entry.key: entry.value for entry in fields.entries.values()}
 
 
-def _hosts(text: JobText, listen: str | None) -> tuple[Path | None, tuple[HostSpec, ...]]:
+def _hosts(
+    text: JobText, listen: str | None, advertise: str | None
+) -> tuple[Path | None, tuple[HostSpec, ...]]:
     fields = text.fields("job")
     entry = fields.string("cluster")
     if entry is None:
@@ -279,17 +289,21 @@ def _hosts(text: JobText, listen: str | None) -> tuple[Path | None, tuple[HostSp
     hosts = read_cluster(path, shown, text.mistakes)
     if listen is None and "listen" in fields.entries:
         return path, hosts  # it is wrong, and that has been said
-    text.mistakes += _out_of_reach(hosts, listen, shown)
+    text.mistakes += _out_of_reach(hosts, listen, advertise, shown)
     return path, hosts
 
 
-def _out_of_reach(hosts: Iterable[HostSpec], listen: str | None, file: str) -> Iterator[Mistake]:
-    for host in hosts_that_need_a_tunnel(hosts, listen):
-        problem = (
-            f"host {host.name} cannot reach the master, which listens on this computer alone: "
-            "listen = tcp:PORT expected in [job]"
-        )
-        yield Mistake(file, host.line, problem)
+def _out_of_reach(
+    hosts: Iterable[HostSpec], listen: str | None, advertise: str | None, file: str
+) -> Iterator[Mistake]:
+    for host in hosts:
+        by_hand = not host.start and not is_loopback(host.address)
+        if by_hand and needs_tunnel(host, listen, advertise):
+            problem = (
+                f"host {host.name} cannot reach the master: with start=no there is no tunnel, and "
+                "it listens on this computer alone; listen = ssl:PORT expected in [job]"
+            )
+            yield Mistake(file, host.line, problem)
 
 
 def reread_hosts(job: Job) -> tuple[HostSpec, ...]:
@@ -305,7 +319,7 @@ def reread_hosts(job: Job) -> tuple[HostSpec, ...]:
         hosts = read_cluster(job.cluster, file, mistakes)
     except OSError as error:
         raise BadInputError([Mistake(file, 0, f"cannot be read: {error.strerror}")]) from None
-    mistakes += _out_of_reach(hosts, job.listen, file)
+    mistakes += _out_of_reach(hosts, job.listen, job.advertise, file)
     if mistakes:
         raise BadInputError(mistakes)
     return hosts

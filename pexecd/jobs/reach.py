@@ -16,7 +16,7 @@ from pexecd.jobs.values import HostSpec
 _TCP_ARGUMENTS = ("port", "interface", "backlog")
 _SYSTEMD_ARGUMENTS = ("domain", "index", "name")
 #: Those that a master can listen on.
-_KINDS = ("tcp", "tcp6", "systemd")
+_KINDS = ("tcp", "tcp6", "ssl", "systemd")
 
 _COLON = re.compile(r"(?<!\\):")
 
@@ -24,8 +24,8 @@ _COLON = re.compile(r"(?<!\\):")
 def listen_problem(text: str) -> str | None:
     """What is wrong with a Twisted server endpoint, or None.
 
-    Clients speak plain HTTP over TCP, which is what these kinds are for. What systemd hands
-    over is seen when the master starts.
+    Clients speak HTTP: over TCP, or over TLS (``ssl``) with a certificate that is the master's
+    own affair. What systemd hands over is seen when the master starts.
     """
     kind, *rest = _COLON.split(text)
     if not rest or not re.fullmatch(r"[a-z][a-z0-9]*", kind):
@@ -59,26 +59,40 @@ def _systemd_problem(parts: Iterable[str]) -> str | None:
     return None
 
 
-def advertise_problem(text: str) -> str | None:
-    """What is wrong with the address that hosts are told, or None."""
+def advertise_problem(text: str, secure: bool = False) -> str | None:
+    """What is wrong with the address that hosts are told, or None.
+
+    Args:
+        text: the address.
+        secure: whether the master speaks TLS.
+    """
+    scheme = "https" if secure else "http"
     try:
         url = urlsplit(text)
         good = (
-            url.scheme == "http"
+            url.scheme == scheme
             and bool(url.hostname)
             and url.port != 0
             and not (url.path or url.query or url.fragment or url.username or " " in text)
         )
     except ValueError:
         good = False
-    return None if good else f"'{text}': an address like http://master:8080 expected"
+    return None if good else f"'{text}': an address like {scheme}://master:8080 expected"
 
 
-def hosts_that_need_a_tunnel(hosts: Iterable[HostSpec], listen: str | None) -> list[HostSpec]:
-    """The hosts that cannot reach a master that listens there, as long as there are no tunnels."""
-    if not listens_on_loopback(listen):
-        return []
-    return [host for host in hosts if not (host.local or is_loopback(host.address))]
+def needs_tunnel(host: HostSpec, listen: str | None, advertise: str | None) -> bool:
+    """Whether a host reaches the master through its SSH connection alone."""
+    return not host.local and not advertise and listens_on_loopback(listen)
+
+
+def is_secure(listen: str | None) -> bool:
+    """Whether an endpoint, well formed or missing, speaks TLS."""
+    return listen is not None and listen.startswith("ssl:")
+
+
+def as_tcp(listen: str) -> str:
+    """The endpoint below one that speaks TLS; any other as it is."""
+    return f"tcp:{listen.removeprefix('ssl:')}" if is_secure(listen) else listen
 
 
 def is_loopback(address: str) -> bool:

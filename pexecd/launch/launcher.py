@@ -6,10 +6,11 @@ import random
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
@@ -35,7 +36,15 @@ from pexecd.launch.local import LocalClient
 from pexecd.launch.remote import start_client, why_not
 from pexecd.launch.shared import Copies
 from pexecd.launch.start import client_lines, command_by_hand
-from pexecd.ports import ClientOrder, IConnector, IHostWatcher, ILauncher
+from pexecd.launch.tunnel import Tunnel, address_seen
+from pexecd.ports import (
+    ClientOrder,
+    IConnection,
+    IConnector,
+    IHostWatcher,
+    ILauncher,
+    TunnelEnd,
+)
 from pexecd.units import Seconds
 
 #: The longest pause between attempts.
@@ -66,8 +75,9 @@ def pause(attempt: int, jitter: float, least: Seconds = 0.0) -> Seconds:
 class Launcher:
     """See ``ILauncher``.
 
-    A host over SSH has a connection only while its client is started: the client then
-    lives by itself. A client on this computer is a child process, which ``leave`` sets free.
+    A host over SSH has one connection: as long as its client needs the tunnel in it; one that
+    reaches the master directly lives by itself once it is started. A client on this computer
+    is a child process, which ``leave`` sets free.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class Launcher:
         watcher: IHostWatcher,
         connector: IConnector,
         *,
+        tunnel_end: TunnelEnd | None = None,
         client: Path | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -89,6 +100,7 @@ class Launcher:
             order: what the client of a host is told.
             watcher: hears how the hosts are.
             connector: opens SSH connections.
+            tunnel_end: where the tunnels lead of hosts whose order names no server.
             client: the client's file; default: the one that comes with pexecd.
             jitter: chance, from 0 to 1, for the pauses between attempts.
         """
@@ -98,12 +110,13 @@ class Launcher:
         self._order = order
         self._watcher = watcher
         self._connector = connector
+        self._tunnel_end = tunnel_end
         self._client = client or client_file()
         self._jitter = jitter
         self._copies = Copies()
         self._hosts = {host.name: host for host in hosts}
         self._keepers: dict[str, _Keeper] = {}
-        self._running: list[Deferred[None]] = []
+        self._running: dict[str, Deferred[None]] = {}
         self._stopped = False
 
     def start(self) -> None:
@@ -130,8 +143,9 @@ class Launcher:
             self._copies,
         )
         keeper.replaces = replaces
+        keeper.tunnel_end = self._tunnel_end
         kept = Deferred.fromCoroutine(keeper.keep()).addErrback(self._ended, host.name)
-        self._running.append(kept)
+        self._running[host.name] = kept
 
     def change(self, hosts: Sequence[HostSpec]) -> None:
         """See ``ILauncher.change``."""
@@ -156,9 +170,13 @@ class Launcher:
         if host in self._keepers:
             self._keepers[host].revive()
 
+    def wind_down(self) -> Deferred[None]:
+        """See ``ILauncher.wind_down``."""
+        return Deferred.fromCoroutine(self._stop(tunnels=False))
+
     def stop(self) -> Deferred[None]:
         """See ``ILauncher.stop``."""
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop(tunnels=True))
 
     def leave(self) -> Deferred[None]:
         """See ``ILauncher.leave``."""
@@ -171,16 +189,18 @@ class Launcher:
         for keeper in self._keepers.values():
             keeper.terminate()
 
-    async def _stop(self) -> None:
+    async def _stop(self, *, tunnels: bool) -> None:
         self._stopped = True
         # not now: a keeper that has just told the watcher something may be who calls
         await deferLater(self._clock, 0)
-        for keeper in self._keepers.values():
+        ending = []
+        for host, keeper in self._keepers.items():
             keeper.stopping = True
-        running, self._running = self._running, []
-        for kept in running:
+            if host in self._running and (tunnels or not keeper.holds_tunnel):
+                ending.append(self._running.pop(host))
+        for kept in ending:
             kept.cancel()
-        await DeferredList(running)
+        await DeferredList(ending)
 
     def _ended(self, reason: Failure, host: str) -> None:
         if reason.check(CancelledError) and self._keepers[host].stopping:
@@ -197,10 +217,14 @@ class _Keeper:
         leaving: whether the client carries on when ``keep`` is cancelled.
         retired: no client is to be started any more; the one that is there ends by itself.
         replaces: a client that is there already must end before another is started.
+        tunnel_end: where a tunnel leads.
+        holds_tunnel: whether a client may need it just now.
         stopping: ``keep`` was cancelled. It must not rely on CancelledError alone: some steps
             of Twisted end with an error of their own then, as looking up a name does.
     """
 
+    tunnel_end: TunnelEnd | None = None
+    holds_tunnel = False
     leaving = False
     retired = False
     replaces = False
@@ -382,31 +406,107 @@ class _LocalKeeper(_Keeper):
 
 
 class _SSHKeeper(_Keeper):
-    """Starts the client as the founding document says (SPEC section 4.2)."""
+    """Starts the client as the founding document says (SPEC section 4.2), and keeps its tunnel."""
 
     async def _run(self) -> Callable[[], None]:
-        # read each time: pexecd may be upgraded under a long run
+        self._program()  # without it nobody need be bothered
+        connection = await self._connector.connect(self._host)
+        tunnel = None
+        if not self._order.server and self.tunnel_end is not None:
+            tunnel = Tunnel(self._host, self.tunnel_end)
         try:
-            program = ClientProgram.read(self._client)
+            if tunnel is None:
+                await self._start(connection, await self._server(connection))
+            else:
+                await self._keep_tunnel(connection, await tunnel.open(connection))
+        finally:
+            self.holds_tunnel = False
+            if tunnel is not None and not self.leaving:
+                with suppress(HostError):
+                    await tunnel.remove(connection)
+            await connection.close()
+        return partial(self._watcher.host_started, self._host.name)
+
+    def _program(self) -> ClientProgram:
+        """Read each time: pexecd may be upgraded under a long run."""
+        try:
+            return ClientProgram.read(self._client)
         except OSError as error:
             what = f"{self._client} cannot be read on this machine"
             raise StartFailedError(self._host.name, START, what, error.strerror or "") from None
-        connection = await self._connector.connect(self._host)
+
+    async def _server(self, connection: IConnection) -> str:
+        """At which address the host reaches the master."""
+        if self._order.seen_at is not None:
+            seen = self._order.seen_at(await address_seen(connection))
+            return seen or self._order.server
+        return self._order.server
+
+    async def _keep_tunnel(self, connection: IConnection, server: str) -> NoReturn:
+        """Start the client, and start it again when somebody misses it, as long as that lasts.
+
+        Raises:
+            HostError: the client does not start, or the connection is lost.
+        """
+        looks = 0
+        while True:
+            again = None
+            host = self._host
+            if not (self.retired or self.stopping):
+                try:
+                    await self._start(connection, server)
+                except OldClientError:  # what it has yet to say comes through this tunnel
+                    self._watcher.client_outdated(self._host.name)
+                    looks += 1
+                    again = min(pause(looks, self._jitter()), OLD_CLIENT_PAUSE)
+                else:
+                    looks = 0
+            self.holds_tunnel = True
+            if self._host is not host:  # changed meanwhile
+                self.replaces = True
+                continue
+            await self._hold(connection, again, started=not looks)
+
+    async def _hold(
+        self, connection: IConnection, seconds: Seconds | None, *, started: bool
+    ) -> None:
+        """Wait until somebody misses the client, the host is changed, or the time is up.
+
+        Raises:
+            HostError: the connection is lost, and the tunnel with it.
+        """
+        waiting = self._revived = Deferred()
+
+        def lost(error: HostError) -> HostError:
+            if self._revived is waiting:
+                self._revived = None
+                waiting.errback(error)
+            return error
+
+        connection.lost.addCallback(lost)
+        timer = None if seconds is None else self._clock.callLater(seconds, self._go_on)
         try:
-            ended = await start_client(
-                connection,
-                self._host,
-                self._order,
-                program,
-                self._copies,
-                self._clock,
-                self._words,
-            )
-            self._is_not_old(ended.status)
-            if ended.status not in (STARTED, RUNNING):
-                raise await why_not(connection, self._host, ended, self._words)
-            if ended.facts.get("ends_at_logout"):
-                self._log.warn("{host}: {what}", host=spoken(self._host.name), what=ENDS_AT_LOGOUT)
+            if started and not (self.retired or self.stopping):
+                self._watcher.host_started(self._host.name)
+            await waiting
         finally:
-            await connection.close()
-        return partial(self._watcher.host_started, self._host.name)
+            if timer is not None and timer.active():
+                timer.cancel()
+            if self._revived is waiting:
+                self._revived = None
+
+    async def _start(self, connection: IConnection, server: str) -> None:
+        """Start the client, or see that it runs.
+
+        Raises:
+            HostError: neither.
+        """
+        host, order = self._host, replace(self._order, server=server)
+        ended = await start_client(
+            connection, host, order, self._program(), self._copies, self._clock, self._words
+        )
+        self._is_not_old(ended.status)
+        if ended.status not in (STARTED, RUNNING):
+            raise await why_not(connection, host, ended, self._words)
+        if ended.facts.get("ends_at_logout"):
+            self._log.warn("{host}: {what}", host=spoken(host.name), what=ENDS_AT_LOGOUT)

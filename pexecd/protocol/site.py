@@ -20,7 +20,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IReactorTime
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IReactorTime,
+    ISystemHandle,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -181,8 +186,11 @@ class Channel(http.HTTPChannel):
 
         That is seen when the connection is reset, or when a peer that has closed its side
         acknowledges nothing. Its next request, or a clean end, say that all is well; a
-        request that it sent before the reply was there says nothing.
+        request that it sent before the reply was there says nothing. The end of a tunnel, or of
+        TLS, tells nothing either way: there the silence of the ticket does (SPEC section 2).
         """
+        if self.isSecure() or not ISystemHandle.providedBy(self.transport):
+            return
         self._undelivered = undelivered
         self._asked_ahead = any(self._dataBuffer)  # behind a body there is at least an empty piece
 

@@ -31,6 +31,9 @@ from pexecd.units import Seconds
 #: those that end still count for a moment: so half of it.
 MOST_CHANNELS = 5
 
+#: How long a server may take to pass on what is in its tunnels before they are closed.
+LAST_WORDS_LIMIT: Seconds = 3.0
+
 #: Stages, for messages.
 COMMAND, COPY, FORWARD = "command", "copy", "forward"
 
@@ -129,7 +132,11 @@ class Connection(SSHConnection):
 
     def close(self) -> Deferred[None]:
         """See ``IConnection.close``."""
-        return self._owner.close()
+        if not self._forwards or self.error is not None:
+            return self._owner.close()
+        # When sshd hears of the end it forgets what it has not passed on; so let it answer first.
+        passed_on = self.ask_for_life().addTimeout(LAST_WORDS_LIMIT, self._reactor)
+        return passed_on.addErrback(lambda _: None).addCallback(lambda _: self._owner.close())
 
     def _within(
         self, limit: Seconds, stage: str, make: Callable[..., Session]
@@ -159,10 +166,13 @@ class Connection(SSHConnection):
         self.error = error
         self.lost.callback(error)
 
-    def ask_for_life(self) -> None:
-        """Send something that a living server answers; a refusal will do."""
-        answer = self.sendGlobalRequest(b"keepalive@openssh.com", b"", wantReply=True)
-        answer.addErrback(lambda _: None)
+    def ask_for_life(self) -> Deferred[None]:
+        """Fires when a living server has answered, or the connection is gone."""
+        answer: Deferred[bytes] = self.sendGlobalRequest(
+            b"keepalive@openssh.com", b"", wantReply=True
+        )
+        # a refusal will do
+        return answer.addErrback(lambda _: None).addCallback(lambda _: None)
 
     def set_congested(self, congested: bool) -> None:
         """The network takes no more just now, or it does again: streams wait, or go on."""

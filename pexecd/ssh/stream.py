@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twisted.conch.ssh.channel import SSHChannel
@@ -16,7 +17,7 @@ from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
     IPushProducer,
-    ITransport,
+    ITCPTransport,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -33,7 +34,7 @@ MOST_WAITING = 128 * 1024
 _events = Logger()
 
 
-@implementer(ITransport, IPushProducer)
+@implementer(ITCPTransport, IPushProducer)
 class Stream(SSHChannel):
     """One connection that somebody on the host made to a socket or port of ours.
 
@@ -86,7 +87,7 @@ class Stream(SSHChannel):
             self.conn.sendClose(self)
             return
         self._protocol = protocol
-        protocol.makeConnection(self)
+        self._guarded(protocol.makeConnection, self)
 
     def loseConnection(self) -> None:
         """Close when all is sent."""
@@ -154,11 +155,14 @@ class Stream(SSHChannel):
             self._deliver_eof()
 
     def _deliver(self, data: bytes) -> None:
-        if self._protocol is None:
-            return
+        if self._protocol is not None:
+            self._guarded(self._protocol.dataReceived, data)
+
+    def _guarded(self, function: Callable[[Any], object], argument: Any) -> None:
+        """Call the protocol; what it trips over must not cost the host its connection."""
         try:
-            self._protocol.dataReceived(data)
-        except Exception:  # as a reactor does: it must not cost the host its connection
+            function(argument)
+        except Exception:
             _events.failure("a protocol in a tunnel failed")
             self.abortConnection()
 
@@ -251,3 +255,17 @@ class Stream(SSHChannel):
 
     def getHost(self) -> IPv4Address:
         return IPv4Address("TCP", "127.0.0.1", 0)
+
+    # --- what the connection below sees to -------------------------------------------------------
+
+    def getTcpNoDelay(self) -> bool:
+        return True
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """It is always so."""
+
+    def getTcpKeepAlive(self) -> bool:
+        return True
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """It is always so."""

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.conch.ssh import transport
 from twisted.conch.ssh.common import getNS
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
@@ -163,6 +163,8 @@ class Transport(transport.SSHClientTransport):
     # --- stages and their ends ---------------------------------------------------------------
 
     def connectionMade(self) -> None:
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
         self.transport.pauseProducing()
 
     def begin(self) -> None:

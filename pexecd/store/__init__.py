@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pexecd.store.certificate import Certificate
 from pexecd.store.folder import StateFolder
 from pexecd.store.journal import Journal
 from pexecd.store.problems import no_room
@@ -13,6 +14,7 @@ from pexecd.store.table import Line, Remapped
 
 __all__ = [
     "SEPARATOR",
+    "Certificate",
     "FailureLog",
     "Joblog",
     "Journal",

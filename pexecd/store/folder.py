@@ -17,6 +17,8 @@ from pexecd.store.files import sync
 DATABASE = "session.db"
 SPOOL = "spool"
 _LOCK = "lock"
+#: Kept by a fresh start: clients of the run before that are still there are told to go.
+_CERTIFICATE = "certificate.pem"
 #: There once a run has begun, and after that the database is, too.
 _CARD = "session.json"
 #: All that a master puts into the folder, but for the lock. The card goes first: who is killed
@@ -41,7 +43,8 @@ class StateFolder:
 
     Attributes:
         path: the folder.
-        database, spool, worker, scratch, log, session, statistics, joblog: what is in it.
+        database, spool, certificate, worker, scratch, log, session, statistics, joblog: what is
+            in it.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
@@ -49,6 +52,7 @@ class StateFolder:
         self.path = path
         self.database = path / DATABASE
         self.spool = path / SPOOL
+        self.certificate = path / _CERTIFICATE
         self.worker = path / "worker"
         self.scratch = path / "scratch"
         self.log = path / "log"
@@ -149,7 +153,10 @@ def _prepare(path: Path) -> None:
 def _all_ours(names: Iterable[str]) -> bool:
     """Whether a master without a database (it was about to make one) may have put these there."""
     return all(
-        any(fnmatch.fnmatchcase(name, pattern) for pattern in (_LOCK, *_CONTENT)) for name in names
+        any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in (_LOCK, f"{_CERTIFICATE}*", *_CONTENT)
+        )
+        for name in names
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import PEXECD, JobFolder, adds_up, wait_until
+from tests.system.running import JobFolder, adds_up, wait_until
 from tests.system.sshd import Lab, Sshd, end_process, free_port
 
 ADDRESSES = ("127.0.0.21", "127.0.0.22", "127.0.0.23")
@@ -257,18 +257,3 @@ def test_give_up_ends_a_run_without_hosts(tmp_path: Path, lab: Lab) -> None:
     )
     printed = job.run(expect=3)
     assert "refused" in printed
-
-
-def test_a_master_that_is_called_localhost_asks_how_it_is_reached(tmp_path: Path) -> None:
-    job = JobFolder(
-        tmp_path / "job",
-        JOB.replace("[worker]", "listen = tcp:0\n[worker]", 1).partition("[ssh]")[0],
-        ["n", "1"],
-        {"lab.hosts": "192.0.2.1\n", "work.sh": "#!/bin/sh\n"},  # an address for examples
-    )
-    renamed = 'hostname localhost && exec "$@"'
-    process = job.start(*("unshare", "--uts", "sh", "-c", renamed, "sh", *PEXECD, "run", "job.ini"))
-    printed = job.finish(process, expect=2)
-    assert "job.ini: this computer's name is localhost" in printed
-    assert "advertise = in [job]" in printed
-    assert "client started" not in job.log()

@@ -332,19 +332,29 @@ def test_variables_are_not_checked_against_a_table_that_is_wrong(folder: Folder)
     ]
 
 
-def test_hosts_on_this_machine_need_no_listen(folder: Folder) -> None:
-    folder.write("lab.hosts", ":\n127.0.0.21\nlocalhost:22\n[::1]\n")
+def test_only_hosts_that_are_started_by_hand_need_listen(folder: Folder) -> None:
+    folder.write("lab.hosts", ":\nlab1\n127.0.0.21 start=no\n")
     text = LEAST.replace("[worker]", "cluster = lab.hosts\n[worker]")
 
-    assert len(folder.job(text).hosts) == 4
-    folder.write("lab.hosts", ":\nlab1\n")
+    assert len(folder.job(text).hosts) == 3
+    folder.write("lab.hosts", ":\nlab1 start=no\n")
     assert folder.mistakes(text) == [
         (
-            "lab.hosts:2: host lab1 cannot reach the master, which listens on this computer alone: "
-            "listen = tcp:PORT expected in [job]"
+            "lab.hosts:2: host lab1 cannot reach the master: with start=no there is no tunnel, and "
+            "it listens on this computer alone; listen = ssl:PORT expected in [job]"
         )
     ]
-    assert folder.job(text.replace("[worker]", "listen = tcp:0\n[worker]")).listen == "tcp:0"
+    for more in ("listen = tcp:0", "listen = ssl:8443", "advertise = http://gate:80"):
+        assert len(folder.job(text.replace("[worker]", f"{more}\n[worker]")).hosts) == 2
+
+
+def test_the_address_that_hosts_are_told_speaks_as_the_master_does(folder: Folder) -> None:
+    text = LEAST.replace("[worker]", "listen = ssl:8443\nadvertise = http://master:8443\n[worker]")
+
+    assert folder.mistakes(text) == [
+        ("job.ini:4: advertise: 'http://master:8443': an address like https://master:8080 expected")
+    ]
+    assert folder.job(text.replace("http:", "https:")).advertise == "https://master:8443"
 
 
 def test_every_key_and_section_is_in_the_documentation() -> None:

@@ -4,9 +4,11 @@ import pytest
 
 from pexecd.jobs.reach import (
     advertise_problem,
-    hosts_that_need_a_tunnel,
+    as_tcp,
     is_loopback,
+    is_secure,
     listen_problem,
+    needs_tunnel,
 )
 from pexecd.jobs.values import HostSpec
 
@@ -24,6 +26,8 @@ from pexecd.jobs.values import HostSpec
         "tcp:interface=127.0.0.1:8080",
         "systemd:domain=INET:index=0",
         "systemd:INET6:name=jobs",
+        "ssl:8443",
+        "ssl:8443:interface=10.0.0.1",
     ],
 )
 def test_an_endpoint_has_a_word_before_a_colon(text: str) -> None:
@@ -41,9 +45,9 @@ def test_another_form_of_endpoint_is_a_mistake(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("ssl:443:privateKey=key.pem", "'ssl' is no endpoint that clients can reach"),
+        ("ssl:443:privateKey=key.pem", "unknown argument 'privateKey'"),
         ("unix:/run/pexecd", "'unix' is no endpoint"),
-        ("tpc:8080", "tcp, tcp6, systemd expected"),
+        ("tpc:8080", "tcp, tcp6, ssl, systemd expected"),
         ("tcp:8080:interfaec=10.0.0.1", "did you mean 'interface'?"),
         ("tcp:8080:interface=::1", r"is written '\:'"),
         ("tcp:8080:port=8080", "'port=8080' is too much"),
@@ -86,13 +90,24 @@ def test_this_machine_has_many_names() -> None:
         ("tcp:8080:127.0.0.1", True),
         ("tcp:8080", False),
         ("tcp:8080:interface=10.0.0.1", False),
+        ("ssl:8443", False),
+        ("ssl:8443:interface=127.0.0.1", True),
         ("systemd:domain=INET:index=0", False),
     ],
 )
-def test_remote_hosts_need_a_master_that_listens_beyond_loopback(
+def test_remote_hosts_have_tunnels_to_a_master_that_listens_on_loopback(
     listen: str | None, cut_off: bool
 ) -> None:
-    remote = [HostSpec("lab1", "lab1"), HostSpec("a@lab2:22", "lab2")]
-    here = [HostSpec(":", "localhost", local=True), HostSpec("127.0.0.21", "127.0.0.21")]
+    here = HostSpec(":", "localhost", local=True)
+    # its port may lead to another computer
+    for remote in (HostSpec("a@lab2:22", "lab2"), HostSpec("127.0.0.1:2222", "127.0.0.1")):
+        assert needs_tunnel(remote, listen, None) is cut_off
+        assert not needs_tunnel(remote, listen, "http://gate:80")
+    assert not needs_tunnel(here, listen, None)
 
-    assert hosts_that_need_a_tunnel(remote + here, listen) == (remote if cut_off else [])
+
+def test_tls_is_over_tcp() -> None:
+    assert is_secure("ssl:8443")
+    assert not any(map(is_secure, (None, "tcp:8080", "systemd:domain=INET:index=0")))
+    assert as_tcp("ssl:8443:interface=10.0.0.1") == "tcp:8443:interface=10.0.0.1"
+    assert as_tcp("tcp:8080") == "tcp:8080"
