@@ -159,8 +159,9 @@ class MuxConnection(Connection):
         self._mux = owner
         self._listening: list[tuple[IListeningPort, _Noting]] = []
 
-    def ask_for_life(self) -> None:
-        """The ssh asks, by its own settings."""
+    def ask_for_life(self) -> Deferred[None]:
+        """The ssh asks, by its own settings: fires at once."""
+        return succeed(None)
 
     async def _forward(self, socket: str | None, factory: IProtocolFactory) -> int:
         """What connects on the host the ssh connects to a socket of ours."""
