@@ -19,14 +19,11 @@ from urllib.parse import urlsplit
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from pexecd.attempts import Attempts
@@ -35,19 +32,18 @@ from pexecd.core.effects import Finish, TicketEnded
 from pexecd.core.values import Outcome, Statistics
 from pexecd.disk import TRIED, tell_pause, tell_room
 from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
+from pexecd.faraway import LateConnector, Secured
 from pexecd.jobs import Renderer
 from pexecd.jobs.reach import as_tcp, is_loopback, is_secure, needs_tunnel
 from pexecd.jobs.values import HostSpec, Job
 from pexecd.launch import Launcher
 from pexecd.master import Master, Parts, RunningSession
 from pexecd.notify import Notifier
-from pexecd.ports import ClientOrder, CollectReport, TunnelEnd
+from pexecd.ports import ClientOrder, CollectReport
 from pexecd.protocol.site import ProtocolSite
 from pexecd.results import Collector, Judge
-from pexecd.ssh import Connector
 from pexecd.state import Start, State, prepare, rebuild, repairs, store_rest
 from pexecd.store import (
-    Certificate,
     FailureLog,
     Joblog,
     Journal,
@@ -197,11 +193,14 @@ class JobService(Service):
             master.add(session)
             site = ProtocolSite(master, self._reactor)
             stack.callback(site.disconnect)
-            certificate = await self._in_thread(Certificate.keep, folder.certificate)
-            pinned = _by_tls(site, certificate)
-            secure = is_secure(self._job.listen)
-            port = await self._listen(stack, pinned if secure else site, state)
-            pin = certificate.fingerprint if secure else ""
+            secured = Secured(folder.certificate, site, self._in_thread)
+            factory, pin = cast("IProtocolFactory", site), ""
+            if is_secure(self._job.listen):
+                end = await secured.tunnel_end()
+                factory, pin = end.pinned, end.fingerprint
+            elif not all(host.local for host in self._job.hosts):
+                await secured.tunnel_end()  # what is wrong with it is told at once
+            port = await self._listen(stack, factory, state)
             here = server_here(port.host, port.port, pin)
             self._log.info(
                 "{job.name}: {job.tasks} tasks; process {pid} listens at {url}",
@@ -213,8 +212,7 @@ class JobService(Service):
             if self.interrupted:
                 session.interrupt(self.interrupted)
             ways = await self._in_thread(Ways.of, self._job, here, port.host, port.port, pin)
-            end = TunnelEnd(site, pinned, certificate.fingerprint)
-            launcher = self._launcher_for(session, state, ways, end)
+            launcher = self._launcher_for(session, state, ways, secured)
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
             _note_clients(journal, "left")
@@ -360,18 +358,11 @@ class JobService(Service):
             StateError: it is still held after ``PORT_PATIENCE``.
         """
         kept = state.journal.meta.get("port", "0")
-        description = self._job.listen or f"tcp:{kept}:interface=127.0.0.1"
-        try:
-            endpoint = serverFromString(self._reactor, as_tcp(description))
-        except LookupError:
-            raise StateError(
-                f"cannot listen on {description}: systemd handed over no such socket; look at the "
-                "socket unit, or change listen = in [job]"
-            ) from None
+        description = self._job.listen or f"port {kept} of 127.0.0.1"
         patience = time.monotonic() + PORT_PATIENCE
         while True:
             try:
-                port: IListeningPort = await endpoint.listen(factory)
+                port = await self._open_port(int(kept), factory)
                 break
             except CannotListenError as error:
                 in_use = error.socketError.errno == errno.EADDRINUSE
@@ -392,8 +383,24 @@ class JobService(Service):
             await state.journal.note("port", str(address.port))
         return address
 
+    async def _open_port(self, kept: int, factory: IProtocolFactory) -> IListeningPort:
+        if self._job.listen is None:
+            port = self._reactor.listenTCP(kept, factory, interface="127.0.0.1")
+            return cast("IListeningPort", port)
+        # Here, because it loads TLS with it: see ``faraway``.
+        from twisted.internet.endpoints import serverFromString  # noqa: PLC0415
+
+        try:
+            endpoint = serverFromString(self._reactor, as_tcp(self._job.listen))
+        except LookupError:
+            raise StateError(
+                f"cannot listen on {self._job.listen}: systemd handed over no such socket; look at "
+                "the socket unit, or change listen = in [job]"
+            ) from None
+        return cast("IListeningPort", await endpoint.listen(factory))
+
     def _launcher_for(
-        self, session: RunningSession, state: State, ways: Ways, tunnel_end: TunnelEnd
+        self, session: RunningSession, state: State, ways: Ways, secured: Secured
     ) -> Launcher:
         def order(host: HostSpec) -> ClientOrder:
             return ClientOrder(state.session_id, state.public, *ways.to(host))
@@ -403,8 +410,8 @@ class JobService(Service):
             self._job.hosts,
             order,
             session,
-            Connector(self._reactor, self._job.ssh_config),
-            tunnel_end=tunnel_end,
+            LateConnector(self._reactor, self._job.ssh_config, self._in_thread),
+            tunnel_end=secured.tunnel_end,
         )
 
     def reread(self) -> None:
@@ -475,11 +482,6 @@ def _changed(remapped: Remapped) -> str:
         f"the parameter table or the command has changed: {remapped.kept} tasks keep what they "
         f"have, {remapped.new} are new, {remapped.retired} are in the table no more"
     )
-
-
-def _by_tls(site: ProtocolSite, certificate: Certificate) -> TLSMemoryBIOFactory:
-    options = PrivateCertificate.loadPEM(certificate.pem).options()
-    return TLSMemoryBIOFactory(options, isClient=False, wrappedFactory=site)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Launcher:
         watcher: IHostWatcher,
         connector: IConnector,
         *,
-        tunnel_end: TunnelEnd | None = None,
+        tunnel_end: Callable[[], Deferred[TunnelEnd]] | None = None,
         client: Path | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -100,7 +100,7 @@ class Launcher:
             order: what the client of a host is told.
             watcher: hears how the hosts are.
             connector: opens SSH connections.
-            tunnel_end: where the tunnels lead of hosts whose order names no server.
+            tunnel_end: says where the tunnels lead of hosts whose order names no server.
             client: the client's file; default: the one that comes with pexecd.
             jitter: chance, from 0 to 1, for the pauses between attempts.
         """
@@ -217,13 +217,13 @@ class _Keeper:
         leaving: whether the client carries on when ``keep`` is cancelled.
         retired: no client is to be started any more; the one that is there ends by itself.
         replaces: a client that is there already must end before another is started.
-        tunnel_end: where a tunnel leads.
+        tunnel_end: says where a tunnel leads.
         holds_tunnel: whether a client may need it just now.
         stopping: ``keep`` was cancelled. It must not rely on CancelledError alone: some steps
             of Twisted end with an error of their own then, as looking up a name does.
     """
 
-    tunnel_end: TunnelEnd | None = None
+    tunnel_end: Callable[[], Deferred[TunnelEnd]] | None = None
     holds_tunnel = False
     leaving = False
     retired = False
@@ -410,10 +410,10 @@ class _SSHKeeper(_Keeper):
 
     async def _run(self) -> Callable[[], None]:
         self._program()  # without it nobody need be bothered
-        connection = await self._connector.connect(self._host)
         tunnel = None
         if not self._order.server and self.tunnel_end is not None:
-            tunnel = Tunnel(self._host, self.tunnel_end)
+            tunnel = Tunnel(self._host, await self.tunnel_end())
+        connection = await self._connector.connect(self._host)
         try:
             if tunnel is None:
                 await self._start(connection, await self._server(connection))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pexecd.store.certificate import Certificate
 from pexecd.store.folder import StateFolder
 from pexecd.store.journal import Journal
 from pexecd.store.problems import no_room
@@ -14,7 +13,6 @@ from pexecd.store.table import Line, Remapped
 
 __all__ = [
     "SEPARATOR",
-    "Certificate",
     "FailureLog",
     "Joblog",
     "Journal",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pexecd.store import Certificate
+from pexecd.store.certificate import Certificate
 from tests.system.cable import Network
 from tests.system.running import PEXECD, JobFolder, adds_up, wait_until
 from tests.system.sshd import Lab, Sshd, User

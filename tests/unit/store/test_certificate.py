@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pexecd.errors import StateError
-from pexecd.store import Certificate, StateFolder
+from pexecd.store import StateFolder
+from pexecd.store.certificate import Certificate
 
 
 def test_it_is_made_once_and_is_nobody_elses(tmp_path: Path) -> None:
