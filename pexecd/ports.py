@@ -8,7 +8,6 @@ All Deferreds fire in the reactor thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -46,15 +45,13 @@ class ResultKept(NamedTuple):
     results: tuple[StoredResult, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ResultDropped:
+class ResultDropped(NamedTuple):
     """Record: the results of a ticket are gone (they were no use)."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
+class Collected(NamedTuple):
     """Record: how far an output file was written."""
 
     #: The file's path, seen from the job's folder where it is in there: a job that was moved
@@ -78,8 +75,7 @@ class Collected:
     crc: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class NotCollected:
+class NotCollected(NamedTuple):
     """Record: the user's collect function raised for this task; None: it worked after all."""
 
     task: int
@@ -240,8 +236,7 @@ class ISpool(Interface):
 # --- judging and collecting -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """``valid`` None: no verdict, the function raised or hung; ``reason`` says why."""
 
     valid: bool | None
@@ -280,8 +275,7 @@ class ICollector(Interface):
         """Stop at the next safe point."""
 
 
-@dataclass(frozen=True, slots=True)
-class CollectReport:
+class CollectReport(NamedTuple):
     """What a person should know of the collected files."""
 
     #: Tasks whose result is in the collected files.
@@ -297,8 +291,7 @@ class CollectReport:
 # --- hosts ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ClientOrder:
+class ClientOrder(NamedTuple):
     """What a client that the master starts is told (by standard input: it is secret)."""
 
     #: The secret session ID.
@@ -313,8 +306,7 @@ class ClientOrder:
     seen_at: Callable[[str], str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelEnd:
+class TunnelEnd(NamedTuple):
     """Where the tunnels of hosts lead: to the master's HTTP server."""
 
     #: For connections that only the host's user can have made.
@@ -428,8 +420,7 @@ class IConnection(Interface):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class CommandResult:
+class CommandResult(NamedTuple):
     """How a remote command ended."""
 
     #: Exit status; None when a signal killed it.
@@ -455,15 +446,13 @@ class IConnector(Interface):
 # --- what the protocol asks of the master ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class NoTask:
+class NoTask(NamedTuple):
     """503: come back in ``retry_after`` seconds; None: no task is left, die."""
 
     retry_after: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSupply:
+class TaskSupply(NamedTuple):
     """What an exchange brings."""
 
     tasks: Sequence[TaskMessage]

@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
@@ -152,7 +151,7 @@ class Teller:
         variables = [f"{name}={value}" for name, value in (*self._env, *message.environment)]
         if variables:
             words = shlex.join(["env", *variables])
-            message = replace(message, command_line=f"{words} {message.command_line}")
+            message = message._replace(command_line=f"{words} {message.command_line}")
         return message
 
     async def _ambiguous(self, one: InputFile) -> bool:

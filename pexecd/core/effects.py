@@ -8,7 +8,6 @@ What is made for every task is a named tuple: that costs a third of what a froze
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from pexecd.core.values import Caller, End, Outcome
@@ -54,16 +53,14 @@ class TaskDone(NamedTuple):
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskFailed:
+class TaskFailed(NamedTuple):
     """The task has failed for good, unless a late result still comes."""
 
     task: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskReopened:
+class TaskReopened(NamedTuple):
     """A settled task is pending again, as if it had never been tried."""
 
     task: int
@@ -74,8 +71,7 @@ class TaskReopened:
 Record: TypeAlias = TicketGiven | TicketEnded | TaskDone | TaskFailed | TaskReopened
 
 
-@dataclass(frozen=True, slots=True)
-class TasksSettled:
+class TasksSettled(NamedTuple):
     """In a replay only, before all else: what became of the tasks of earlier runs."""
 
     #: A byte for each task by its number, from 0: 0 is not settled, 1 done, 2 failed.
@@ -96,8 +92,7 @@ class TicketPast(NamedTuple):
     seconds: Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class TicketsUsed:
+class TicketsUsed(NamedTuple):
     """In a replay only: all numbers up to this one were given out.
 
     The highest may have been the ticket of a task that is no longer in the table, which a
@@ -122,16 +117,14 @@ class Assign(NamedTuple):
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """Answer ``ask`` with 503: come back in ``retry_after`` seconds, or (None) die."""
 
     ask: int
     retry_after: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Supply:
+class Supply(NamedTuple):
     """Answer the exchange ``ask``."""
 
     ask: int
@@ -153,8 +146,7 @@ class Judge(NamedTuple):
     task: int
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
+class Discard(NamedTuple):
     """The stored result of ``ticket`` is no use: it may be deleted."""
 
     ticket: int
@@ -168,24 +160,21 @@ class Settle(NamedTuple):
     ticket: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Revive:
+class Revive(NamedTuple):
     """A client that the master started has been silent too long: look after it."""
 
     host: str
     client: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(NamedTuple):
     """Something a person should read in the log."""
 
     text: str
     warning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """The run is over; given once. Requests are still answered (503, 205) until clients left."""
 
     outcome: Outcome

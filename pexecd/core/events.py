@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pexecd.core.values import Caller, Failure
 from pexecd.units import Instant, Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class TaskAsked:
+class TaskAsked(NamedTuple):
     """A client asks for a task and waits for the answer."""
 
     at: Instant
@@ -20,24 +18,21 @@ class TaskAsked:
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True)
-class AskWithdrawn:
+class AskWithdrawn(NamedTuple):
     """The peer of a waiting request has left: it must get nothing."""
 
     at: Instant
     ask: int
 
 
-@dataclass(frozen=True, slots=True)
-class TicketUndelivered:
+class TicketUndelivered(NamedTuple):
     """The answer with this ticket did not reach its client: the worker never started."""
 
     at: Instant
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskUntold:
+class TaskUntold(NamedTuple):
     """The task of this ticket could not be put into words for its client.
 
     The ticket costs nothing; the same client still waits, under a new ``ask``.
@@ -53,16 +48,14 @@ class TaskUntold:
     again: TaskAsked | None
 
 
-@dataclass(frozen=True, slots=True)
-class TicketPinged:
+class TicketPinged(NamedTuple):
     """A client says that it still works on a ticket."""
 
     at: Instant
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHeard:
+class ClientHeard(NamedTuple):
     """A client made any other request: it fetched its config or the worker.
 
     The tickets of an earlier client of the same host, if the master started both, are lost.
@@ -72,8 +65,7 @@ class ClientHeard:
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True)
-class ClientSupposed:
+class ClientSupposed(NamedTuple):
     """A client is said to run on a host of the cluster, though it may not have been heard yet.
 
     It may be an earlier master's, and end before it ever turns to this one.
@@ -83,32 +75,28 @@ class ClientSupposed:
     host: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClientGone:
+class ClientGone(NamedTuple):
     """A client is known to be dead (its process ended): its tickets are lost at once."""
 
     at: Instant
     client: str
 
 
-@dataclass(frozen=True, slots=True)
-class BodyStarted:
+class BodyStarted(NamedTuple):
     """A result of this ticket is arriving: no deadline ends it meanwhile."""
 
     at: Instant
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class BodyEnded:
+class BodyEnded(NamedTuple):
     """The result stopped arriving without being stored (the peer left, say)."""
 
     at: Instant
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class ResultStored:
+class ResultStored(NamedTuple):
     """All results of this ticket are on disk (ends the wait that BodyStarted began).
 
     The master journals the records that this event yields together with the result.
@@ -120,8 +108,7 @@ class ResultStored:
     seconds: Seconds | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResultJudged:
+class ResultJudged(NamedTuple):
     """Validation came to a verdict."""
 
     at: Instant
@@ -130,8 +117,7 @@ class ResultJudged:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeFailed:
+class JudgeFailed(NamedTuple):
     """The validator raised or hung: no verdict; the result is kept, the task waits."""
 
     at: Instant
@@ -139,8 +125,7 @@ class JudgeFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TicketFailed:
+class TicketFailed(NamedTuple):
     """The client reports a failure, or the upload was no use."""
 
     at: Instant
@@ -148,8 +133,7 @@ class TicketFailed:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Exchanged:
+class Exchanged(NamedTuple):
     """A client tells what has become of many tickets, and wants new tasks (SPEC section 2).
 
     The results of ``stored`` are on disk with the records that this event yields.
@@ -172,8 +156,7 @@ class Exchanged:
     back: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class HostDrained:
+class HostDrained(NamedTuple):
     """A host was taken out of the cluster, or is to have another client.
 
     The client that it has gets no more tasks and is told that none is left: it ends when its
@@ -186,8 +169,7 @@ class HostDrained:
     returns: bool
 
 
-@dataclass(frozen=True, slots=True)
-class HostsUnusable:
+class HostsUnusable(NamedTuple):
     """No host can be used, now or later (every reason is final): waiting is no use."""
 
     at: Instant
@@ -195,16 +177,14 @@ class HostsUnusable:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopAsked:
+class StopAsked(NamedTuple):
     """Somebody wants the run to stop (Ctrl-C, a supervisor)."""
 
     at: Instant
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimePassed(NamedTuple):
     """The instant that ``Session.next_deadline`` named has come (early or late is harmless)."""
 
     at: Instant

@@ -501,7 +501,7 @@ class _SSHKeeper(_Keeper):
         Raises:
             HostError: neither.
         """
-        host, order = self._host, replace(self._order, server=server)
+        host, order = self._host, self._order._replace(server=server)
         ended = await start_client(
             connection, host, order, self._program(), self._copies, self._clock, self._words
         )

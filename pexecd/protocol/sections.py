@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pexecd.errors import PexecdError, RequestRejectedError
 
@@ -35,30 +35,26 @@ class AmbiguousBodyError(PexecdError):
     """The body could be read in two ways: the attempt has failed (SPEC section 2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A line ``[name]``."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """A line ``key=value``."""
 
     key: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class ContentBegun:
+class ContentBegun(NamedTuple):
     """A content begins; ``length`` where it was announced."""
 
     length: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(NamedTuple):
     """Some more bytes of the content; never none."""
 
     data: bytes

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pexecd.core.values import End, Failure
 from pexecd.protocol.sections import (
@@ -38,8 +38,7 @@ MAX_REASON = 1000
 # --- values ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
+class InputFile(NamedTuple):
     """An ``[Input]`` section."""
 
     #: File name, or ``stdin``.
@@ -48,8 +47,7 @@ class InputFile:
     content: bytes | Path
 
 
-@dataclass(frozen=True, slots=True)
-class ResultFile:
+class ResultFile(NamedTuple):
     """A ``[Result]`` section of a task."""
 
     name: str
@@ -57,8 +55,7 @@ class ResultFile:
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskMessage:
+class TaskMessage(NamedTuple):
     """The body of a reply to ``/task``."""
 
     ticket: int
@@ -147,8 +144,7 @@ def _line(key: str, value: str) -> str:
 # --- uploads ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ResultBegun:
+class ResultBegun(NamedTuple):
     """The bytes that follow are this result's; ``length`` where it was announced."""
 
     name: str

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
 from pexecd.jobs.values import CollectKind, CollectRule
@@ -35,8 +35,7 @@ class OutputLostError(Exception):
     """The file does not hold what was written to it: somebody else had it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """How far a file is written: its length in bytes, and their CRC-32."""
 
     length: int = 0
@@ -58,8 +57,7 @@ class Left:
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One task's part of a file."""
 
     task: int

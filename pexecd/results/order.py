@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -181,7 +181,7 @@ class ByParameters:
         given = set(record.tasks)
         upto = max(given, default=0)
         gaps = tuple(task for task in range(1, upto + 1) if task not in given)
-        return replace(record, upto=upto, tasks=gaps, anew=True)
+        return record._replace(upto=upto, tasks=gaps, anew=True)
 
     @property
     def gaps(self) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ class ByCompletion:
     def after(record: Collected) -> Collected:
         gaps = set(record.tasks)
         given = tuple(task for task in range(1, record.upto + 1) if task not in gaps)
-        return replace(record, upto=0, tasks=given, anew=True)
+        return record._replace(upto=0, tasks=given, anew=True)
 
     def settled(self, task: int) -> None:
         if self._settled.ticket(task) is not None:

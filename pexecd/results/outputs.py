@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -314,7 +313,7 @@ class FunctionOutput(Output):
 
     def _begin_after(self, record: Collected) -> None:
         """The order was changed: what was given to the function is not given to it again."""
-        self._noted_anew = dataclasses.replace(self._order_of.after(record), rule=self._made_by)
+        self._noted_anew = self._order_of.after(record)._replace(rule=self._made_by)
         self._restore(self._noted_anew)
 
     def again(self) -> None:
@@ -336,9 +335,7 @@ class FunctionOutput(Output):
             return True
         if isinstance(order, ByParameters) and (late := order.late()) is not None:
             records = await self._collect(*late)
-            made_up = dataclasses.replace(
-                self._record(order.upto, (), anew=False), without=late[:1]
-            )
+            made_up = self._record(order.upto, (), anew=False)._replace(without=late[:1])
             await self._journal.append([*records, made_up])
             order.made_up(late[0])
             return True
