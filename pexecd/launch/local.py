@@ -22,9 +22,15 @@ OUTPUT_LIMIT: Seconds = 2.0
 MOST_STDERR = 4096
 
 #: A session of its own: Ctrl-C and a closed terminal are the master's affair (SPEC section 8).
-_IN_OWN_SESSION = (
-    "import os, sys; os.setsid(); os.execv(sys.executable, [sys.executable] + sys.argv[1:])"
-)
+#: It is loaded as modules are: Python would compile a script anew each time.
+_IN_OWN_SESSION = """
+import os, sys
+from importlib.machinery import SourceFileLoader
+os.setsid()
+del sys.argv[0]
+code = SourceFileLoader("__main__", sys.argv[0]).get_code("__main__")
+exec(code, {"__name__": "__main__", "__file__": sys.argv[0]})
+"""
 
 
 class LocalClient(ProcessProtocol):
