@@ -50,6 +50,10 @@ class Transport(StringTransport):
         self.half_closed = True
 
 
+class TunnelTransport(StringTransport):
+    """Its end says nothing of what arrived."""
+
+
 class DeadlineTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
@@ -171,6 +175,17 @@ class DeadlineTests(SynchronousTestCase):
         self.ends_after(LIMITS.confirm, "aborted")
         self.channel.connectionLost(Failure(ConnectionAborted()))
         self.assertEqual(self.session.lost, [10016])
+
+    def test_a_task_on_a_tunnel_that_breaks(self) -> None:
+        channel = ProtocolSite(FakeDirectory(self.session), self.clock, LIMITS).buildProtocol(None)
+        assert isinstance(channel, Channel)
+        channel.makeConnection(TunnelTransport())
+        channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode())
+        self.session.asks[0].callback(
+            TaskMessage(10016, 60, "true", (), (ResultFile("output", "stdout"),))
+        )
+        channel.connectionLost(Failure(ConnectionAborted()))
+        self.assertEqual(self.session.lost, [])
 
 
 SCRAPS = st.lists(
