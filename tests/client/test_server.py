@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pexecd.store import Certificate
+from pexecd.store.certificate import Certificate
 from tests.client.conftest import Hosts
 from tests.client.master import SESSION, Master, Task
 

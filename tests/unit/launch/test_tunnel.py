@@ -91,7 +91,7 @@ class TestTunnels(SynchronousTestCase):
             lambda _: ClientOrder("secret", "public", ""),
             self.watcher,
             self.connector,
-            tunnel_end=END,
+            tunnel_end=lambda: succeed(END),
             jitter=lambda: 0.0,
         )
         self.launcher.start()
