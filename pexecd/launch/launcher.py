@@ -408,6 +408,8 @@ class _LocalKeeper(_Keeper):
 class _SSHKeeper(_Keeper):
     """Starts the client as the founding document says (SPEC section 4.2), and keeps its tunnel."""
 
+    _warned = False
+
     async def _run(self) -> Callable[[], None]:
         self._program()  # without it nobody need be bothered
         tunnel = None
@@ -416,7 +418,9 @@ class _SSHKeeper(_Keeper):
         connection = await self._connector.connect(self._host)
         try:
             if tunnel is None:
-                await self._start(connection, await self._server(connection))
+                server = await self._server(connection)
+                if await self._start(connection, server):
+                    await self._keep_tunnel(connection, server)  # the connection alone
             else:
                 await self._keep_tunnel(connection, await tunnel.open(connection))
         finally:
@@ -495,8 +499,11 @@ class _SSHKeeper(_Keeper):
             if self._revived is waiting:
                 self._revived = None
 
-    async def _start(self, connection: IConnection, server: str) -> None:
+    async def _start(self, connection: IConnection, server: str) -> bool:
         """Start the client, or see that it runs.
+
+        Returns:
+            Whether it ends with the connection, whatever it does (``ENDS_AT_LOGOUT``).
 
         Raises:
             HostError: neither.
@@ -508,5 +515,8 @@ class _SSHKeeper(_Keeper):
         self._is_not_old(ended.status)
         if ended.status not in (STARTED, RUNNING):
             raise await why_not(connection, host, ended, self._words)
-        if ended.facts.get("ends_at_logout"):
+        ends_at_logout = bool(ended.facts.get("ends_at_logout"))
+        if ends_at_logout and not self._warned:
+            self._warned = True
             self._log.warn("{host}: {what}", host=spoken(host.name), what=ENDS_AT_LOGOUT)
+        return ends_at_logout

@@ -22,6 +22,7 @@ from pexecd.launch.errors import (
     NoPythonError,
     StartFailedError,
 )
+from pexecd.launch.onhost import MARK
 from pexecd.ports import (
     ClientOrder,
     CommandResult,
@@ -147,6 +148,20 @@ class TestLauncher(SynchronousTestCase):
         self.launch(connection)
         self.assertEqual(self.watcher.heard, ["started node7"])
         self.assertEqual((connection.asked, connection.closed), (["start"], True))
+
+    def test_a_connection_that_the_client_needs_is_kept(self) -> None:
+        """logind would end the client with it, though no tunnel is wanted."""
+        stdout = f'{PROGRAM.sha256}\n{MARK}{{"ends_at_logout": true}}\n'.encode()
+        first, second = (
+            ScriptedConnection([CommandResult(status, None, stdout, b""), ended(65)])
+            for status in (0, 0)
+        )
+        self.launch(first, second)
+        self.assertEqual((self.watcher.heard, first.closed), (["started node7"], False))
+        first.lost.callback(HostError("node7", "connection", "it is lost"))
+        self.assertEqual((self.watcher.heard[1:], first.closed), (["failed node7"], True))
+        self.clock.advance(2)
+        self.assertEqual((self.watcher.heard[2:], second.closed), (["started node7"], False))
 
     def test_copied_if_it_is_not_there(self) -> None:
         connection = ScriptedConnection([ended(61), ended(0)])
