@@ -1467,6 +1467,7 @@ class Executable:
         self._seen = (None, 0.0)  # what another's lock said, and since when
         self._backoff = backoff()
         self._done = done
+        self.ready = False  # the link is there, and tasks may be asked for
 
     def get(self):
         """Look, wait or fetch, until ``done``."""
@@ -1506,6 +1507,7 @@ class Executable:
             os.unlink(self.link)
             return False
         os.chmod(self.link, 0o700)
+        self.ready = True
         return True
 
     def _take_lock(self):
@@ -2841,6 +2843,8 @@ class Client:
 
     def may_ask(self):
         """May tasks be asked for in an exchange?"""
+        if self.executable and not self.executable.ready:
+            return False  # an exchange may be due before, for pings
         return not (self._no_more or self._asking or self._pause) and self.may_start()
 
     def go_on(self):

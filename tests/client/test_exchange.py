@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.client.conftest import CLIENT, Hosts, load_client
 from tests.client.master import Master, Task
-from tests.client.test_work import until
+from tests.client.test_work import WORKER, until
 
 SLEEP = "sleep 1000"
 
@@ -319,3 +320,17 @@ def test_help_needs_no_server(python: str) -> None:
     call = subprocess.run([python, str(CLIENT), "--help"], capture_output=True, text=True)
     assert call.returncode == 0
     assert "Exit status" in call.stdout
+
+
+def test_no_task_is_asked_for_before_the_worker_is_there(hosts: Hosts, master: Master) -> None:
+    """Pings are due while another client, or a slow network, still brings it."""
+    master.worker = WORKER
+    master.config.update(Worker="ising", Ping="0.01")
+    master.worker_may_go.clear()
+    master.add(Task(10000, "ising 1"))
+    release = threading.Timer(0.5, master.worker_may_go.set)  # fifty pings later
+    release.start()
+    assert hosts.run() == 0
+    release.join()
+    assert "says 1" in master.text(10000)
+    assert master.heard("failed") == []

@@ -125,7 +125,9 @@ def one_run(path: Path, lab: Lab, user: User, hosts: list[Sshd], *, end_one: boo
     numbers = job.statistics()
     adds_up(numbers)
     ends = numbers["ends"]
-    assert (ends["failed"], ends["invalid"], ends["timed out"], ends["lost"]) == (0, 0, 0, 0)
+    failures = job.state / "log" / "failures.log"
+    costly = (ends["failed"], ends["invalid"], ends["timed out"], ends["lost"])
+    assert costly == (0, 0, 0, 0), failures.read_text()
     assert all(numbers["hosts"][name]["done"] for name in names[1:])
     wait_until(lambda: not any(clients(user, host) for host in hosts), lambda: "clients are left")
     left = [str(path) for path in user.home.rglob("*")]
