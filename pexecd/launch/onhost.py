@@ -66,7 +66,7 @@ def is_there(path: str, wanted: str) -> bool:
 def write_note(folder: str, run: str, name: str) -> str:
     """Leave a note, or read the one that is there: who wrote it first.
 
-    Creating it asks an NFS server, and makes this host forget what it remembers of the folder.
+    Creating a file makes an NFS client forget what it remembers of the folder, up to a minute old.
     """
     path = os.path.join(folder, NOTE + run)
     try:
@@ -74,7 +74,9 @@ def write_note(folder: str, run: str, name: str) -> str:
             file.write(os.fsencode(name) + b"\n")
         return name
     except FileExistsError:
-        pass
+        other, place = tempfile.mkstemp(prefix=".pexecd-try-", dir=folder)
+        os.close(other)
+        os.unlink(place)
     end = time.monotonic() + NOTE_LIMIT
     while time.monotonic() < end:
         try:

@@ -28,8 +28,9 @@ START_LIMIT: Seconds = 60.0
 COPY_LIMIT: Seconds = 300.0
 DUMMY_LIMIT: Seconds = 30.0
 
-#: Pauses in which a file that another host has copied to a shared folder is looked for again.
-SEEN_AFTER: tuple[Seconds, ...] = (1.0, 2.0, 4.0)
+#: Pauses in which a file that another host has copied to a shared folder is looked for again: NFS
+#: clients remember for 30 s, by default, what was not there.
+SEEN_AFTER: tuple[Seconds, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _log = Logger()
 

@@ -14,7 +14,7 @@ from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
 from pexecd.launch.clientfile import ClientProgram
 from pexecd.launch.onhost import MARK
-from pexecd.launch.remote import Ended, start_client
+from pexecd.launch.remote import SEEN_AFTER, Ended, start_client
 from pexecd.launch.shared import Copies
 from pexecd.ports import ClientOrder, CommandResult
 
@@ -167,7 +167,7 @@ class TestSharing(SynchronousTestCase):
         self.assertEqual(folders[1].copies, [])
         folders[0].copy_ends()
         self.started(first)
-        for pause in (1, 2, 4):
+        for pause in SEEN_AFTER:
             self.assertEqual(folders[1].copies, [])
             self.clock.advance(pause)
         folders[1].copy_ends()
