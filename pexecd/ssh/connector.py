@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock, DeferredSemaphore
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredLock,
+    DeferredSemaphore,
+)
 from twisted.internet.defer import TimeoutError as DeadlinePassedError
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pexecd.errors import HostError
@@ -52,7 +59,9 @@ from pexecd.units import Seconds
 
 #: More at once would hold up the event loop (each costs it some milliseconds), or this machine
 #: (`ssh -G`).
-MOST_HANDSHAKES = 32
+MOST_HANDSHAKES = 16
+#: Seconds until one that does not answer lets others pass.
+SOON: Seconds = 1.0
 #: Logins by the system's ssh: each costs this machine most of a tenth of a second.
 MOST_PROGRAMS = 16
 #: So many more may wait for hosts that do not answer, and so keep nobody else waiting; each may
@@ -216,34 +225,68 @@ class Connector:
     async def _log_in(
         self, host: str, settings: Settings, transport: Transport, gate: Gate | None
     ) -> Connection:
-        if settings.jumps:
-            handshakes = await self._reach_through(host, settings, transport, gate)
-        else:
-            handshakes = None
-            await self._reach(host, settings, transport)
         try:
-            async with handshakes or nullcontext(), self._handshakes:
-                transport.begin()
-                return await transport.ready
+            if not settings.jumps:
+                reach = partial(self._reach, host, settings, transport)
+                return await self._in_slot(transport, reach, nullcontext())
+            last = await self._gates.enter(host, settings.jumps, gate)
+            limit = settings.connect_timeout or self._deadlines.connect
+            reach = partial(go_through, self._reactor, last, host, settings, transport, limit)
+            try:
+                return await self._in_slot(transport, reach, last.handshakes)
+            finally:
+                if not transport.connected:  # else its end releases the gate
+                    await last.release()
         except BaseException:
-            await transport.close()
+            if transport.connected:
+                await transport.close()
             raise
         finally:
             if transport.new_host_key is not None and transport.proved:
                 await self._remember(host, settings, transport.new_host_key)
 
-    async def _reach_through(
-        self, host: str, settings: Settings, transport: Transport, gate: Gate | None
-    ) -> DeferredSemaphore:
-        """Reach it by its jump hosts; returns who may log in through the last one."""
-        last = await self._gates.enter(host, settings.jumps, gate)
-        limit = settings.connect_timeout or self._deadlines.connect
+    async def _in_slot(
+        self,
+        transport: Transport,
+        reach: Callable[[], Coroutine[Any, Any, None]],
+        through: Any,
+    ) -> Connection:
+        """Connect and log in, when it is this one's turn (by ``through``, too).
+
+        A server counts whoever has connected and not logged in yet, so nobody connects before
+        that; but one that does not answer soon lets others pass until it does.
+        """
+        async with through, self._handshakes:
+            reaching = Deferred.fromCoroutine(reach())
+            if await self._soon(reaching):
+                transport.begin()
+                return await transport.ready
+        await reaching
+        async with through, self._handshakes:
+            transport.begin()
+            return await transport.ready
+
+    async def _soon(self, reaching: Deferred[None]) -> bool:
+        """Whether it fires within ``SOON``; raises what it fails with. Cancelled with this."""
+        known: Deferred[bool] = Deferred(lambda _: reaching.cancel())
+
+        def tell(result: Failure | None) -> Failure | None:
+            if known.called:
+                return result  # whoever waits for it now hears of it
+            known.callback(True if result is None else result)
+            return None
+
+        timer = self._reactor.callLater(SOON, known.callback, False)
+        reaching.addBoth(tell)
         try:
-            await go_through(self._reactor, last, host, settings, transport, limit)
-        except BaseException:
-            await last.release()
+            return await known
+        except CancelledError:
+            if not reaching.called:
+                await reaching.addErrback(lambda _: None)  # it has something to tidy up
             raise
-        return last.handshakes
+        finally:
+            if timer.active():
+                timer.cancel()
 
     async def _reach(self, host: str, settings: Settings, transport: Transport) -> None:
         limit = settings.connect_timeout or self._deadlines.connect

@@ -413,13 +413,10 @@ class TestReaching(SSHCase):
     async def test_cancelled_while_it_waits_for_its_turn(self) -> None:
         self.patch(connector, "MOST_HANDSHAKES", 1)
         opener = Connector(reactor, lab.ssh_config(plain))
-        both = []
-        for _ in range(2):
-            spec = self.listen(b"")
-            both.append((opener.connect(spec), self.connected))
-        for _, connected in both:
-            await connected
-        for waiting, _ in reversed(both):
+        first = opener.connect(self.listen(b""))
+        await self.connected
+        both = [first, opener.connect(self.listen(b""))]
+        for waiting in reversed(both):
             waiting.cancel()
             with self.assertRaises(CancelledError):
                 await waiting
