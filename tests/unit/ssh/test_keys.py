@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from pexecd.ssh.agent import AgentClient
-from pexecd.ssh.keys import identities, load_key_files, signature_algorithm
+from pexecd.ssh.keys import (
+    identities,
+    load_certificates,
+    load_key_files,
+    signature_algorithm,
+)
 from pexecd.ssh.knownhosts import key_type
 
 
@@ -117,3 +122,51 @@ def test_rsa_never_signs_with_sha1(
     kind: bytes, accepted: list[bytes], algorithm: bytes | None
 ) -> None:
     assert signature_algorithm(named(kind), accepted) == algorithm
+
+
+def certify(folder: Path, key: Path) -> Path:
+    authority = folder / "authority"
+    if not authority.exists():
+        make(authority)
+    command = ["ssh-keygen", "-q", "-s", str(authority), "-I", "test", "-n", "ann", f"{key}.pub"]
+    subprocess.run(command, check=True)
+    return key.with_name(f"{key.name}-cert.pub")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_certificates(tmp_path: Path, kind: str) -> None:
+    key, other = make(tmp_path / "key", kind), make(tmp_path / "other")
+    file = certify(tmp_path, key)
+    (found,) = load_certificates([], [other, key])
+    loaded = load_key_files([other, key])
+    assert (found.name, found.key) == (str(file), loaded[1].blob)
+
+    beside, _ = identities(loaded, None, [], only_files=False, certificates=[found])
+    assert [offer.name for offer in beside] == [str(other), str(key), str(file)]
+    named, _ = identities(
+        loaded, None, [], only_files=False, certificates=[found], certificates_first=True
+    )
+    assert [offer.name for offer in named] == [str(file), str(other), str(key)]
+
+    _, useless = identities(loaded[:1], None, [], only_files=False, certificates=[found])
+    assert useless == [f"{file} is a certificate of a key that is not there"]
+
+
+def test_files_that_hold_no_certificate(tmp_path: Path) -> None:
+    key = make(tmp_path / "key")
+    plain, missing = load_certificates([key.with_name("key.pub"), tmp_path / "missing"], [key])
+    assert (plain.key, missing.key) == (b"", b"")
+    assert "no certificate" in plain.problem
+    assert "cannot be read" in missing.problem
+    (tmp_path / "key-cert.pub").write_text("ssh-ed25519-cert-v01@openssh.com AAAA\n")
+    assert load_certificates([], [key]) == []
+
+
+def test_algorithms_that_the_user_does_not_allow() -> None:
+    allowed = [b"rsa-sha2-256", b"ssh-ed25519"]
+    assert signature_algorithm(named(b"ssh-rsa"), [], allowed) == b"rsa-sha2-256"
+    assert signature_algorithm(named(b"ecdsa-sha2-nistp256"), [], allowed) is None
+    # servers name no algorithms of certificates
+    certificate = named(b"ssh-rsa-cert-v01@openssh.com")
+    accepted = [b"rsa-sha2-256"]
+    assert signature_algorithm(certificate, accepted) == b"rsa-sha2-256-cert-v01@openssh.com"
