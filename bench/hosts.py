@@ -3,9 +3,10 @@
     python bench/hosts.py [--hosts 300]
 
 One sshd with stock settings (MaxStartups included) on as many loopback addresses, each a host with
-one slot. Each runs one task, which waits until all hosts have theirs. Printed: seconds until then,
-connections that sshd turned away (they are tried again), the longest turn of the master's event
-loop in CPU time, and the exit status, which is 0 if no host was given up and no result is missing.
+one slot. Each runs one task, which waits until all hosts have theirs. Printed: seconds until then;
+connections that sshd turned away (they are tried again); the longest turns of the master's event
+loop in CPU time, until then and at the end, when all hosts are told at once; and the exit status,
+which is 0 if no host was given up and no result is missing.
 As root: it adds a user for the hosts.
 """
 
@@ -65,16 +66,17 @@ def master(job: str, report: str) -> None:
 
     from pexecd.cli.main import main  # noqa: PLC0415
 
-    longest: list[float] = []
+    longest: list[tuple[float, float]] = []  # CPU seconds, and when
     last: list[float] = []
     turn = reactor.runUntilCurrent
 
     def measured() -> None:
         now = time.thread_time()
         if last:  # what came before the first turn was no turn
-            longest.append(now - last.pop())
-            longest.sort(reverse=True)
-            del longest[5:]
+            longest.append((now - last.pop(), time.monotonic()))
+            if len(longest) > 1000:
+                longest.sort(reverse=True)
+                del longest[100:]
         last.append(now)
         turn()
 
@@ -143,10 +145,14 @@ def run(hosts: int, limit: float) -> bool:
             process.kill()
             print((folder / "printed").read_text()[-2000:])
         process.wait()
-        told = json.loads(report.read_text()) if report.exists() else {"longest": [9], "status": 9}
-        longest = ", ".join(f"{seconds * 1000:.0f}" for seconds in told["longest"])
-        print(f"longest turns of the event loop: {longest} ms of CPU; exit status {told['status']}")
-        return ready == hosts and told["longest"][0] < 0.1 and told["status"] == 0
+        told = json.loads(report.read_text()) if report.exists() else {"longest": [], "status": 9}
+        starting = [cpu for cpu, when in told["longest"] if when < started + took]
+        rest = [cpu for cpu, when in told["longest"] if when >= started + took]
+        for turns, phase in ((starting, "until then"), (rest, "afterwards")):
+            longest = ", ".join(f"{cpu * 1000:.0f}" for cpu in sorted(turns, reverse=True)[:5])
+            print(f"longest turns of the event loop {phase}: {longest} ms of CPU")
+        print(f"exit status {told['status']}")
+        return ready == hosts and max(starting, default=9) < 0.1 and told["status"] == 0
 
 
 if __name__ == "__main__":
