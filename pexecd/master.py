@@ -62,7 +62,7 @@ from pexecd.core.events import (
     TimePassed,
 )
 from pexecd.core.session import Session
-from pexecd.core.values import Caller, Failure, Statistics
+from pexecd.core.values import Caller, Failure, Statistics, Totals
 from pexecd.disk import Disk
 from pexecd.errors import (
     HostError,
@@ -734,8 +734,12 @@ class RunningSession:
         effects = self._core.resume(self._now(), kept, strangers=strangers)
         self._carry_out(effects, (), awaited=False).addErrback(lambda why: why.trap(JournalError))
 
+    def totals(self) -> Totals:
+        """The numbers of this moment, for all hosts together."""
+        return self._core.totals()
+
     def statistics(self) -> Statistics:
-        """The numbers of this moment."""
+        """The numbers of this moment; costs time for each host."""
         return self._core.statistics()
 
     def interrupt(self, reason: str) -> None:

@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from pexecd.attempts import Attempts
 from pexecd.clusterfile import ClusterFile
 from pexecd.core.effects import Finish, TicketEnded
-from pexecd.core.values import Outcome, Statistics
+from pexecd.core.values import Outcome, Totals
 from pexecd.disk import TRIED, tell_pause, tell_room
 from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
 from pexecd.faraway import LateConnector, Secured
@@ -55,14 +55,16 @@ from pexecd.store import (
     no_room,
     write_json,
 )
-from pexecd.summary import lines, summary
+from pexecd.summary import Snapshot, lines, summary
 from pexecd.telling import Teller
 from pexecd.units import Seconds
 
 T = TypeVar("T")
 
-#: How often statistics.json is renewed.
+#: How often statistics.json is renewed ...
 RENEWED: Seconds = 2.0
+#: ... but for so many hosts that this would take more than this share of a core.
+STATISTICS_SHARE = 0.02
 
 #: How long a port that is in use is waited for.
 PORT_PATIENCE: Seconds = 30.0
@@ -114,6 +116,8 @@ class JobService(Service):
         self._leaving = False
         self._notifier = Notifier(os.environ)
         self._numbers: dict[str, Any] | None = None
+        #: When statistics.json was renewed last.
+        self._written = 0.0
         self._cluster: ClusterFile | None = None
         #: The URL of the master for other computers, if there are any.
 
@@ -147,9 +151,9 @@ class JobService(Service):
         if self._launcher is not None:
             self._launcher.terminate()
 
-    def statistics(self) -> Statistics | None:
+    def totals(self) -> Totals | None:
         """The numbers of this moment; None before work has begun."""
-        return self._session.statistics() if self._session else None
+        return self._session.totals() if self._session else None
 
     def numbers(self) -> dict[str, Any] | None:
         """What statistics.json holds: the final ones after ``ended``, None if there are none."""
@@ -243,13 +247,16 @@ class JobService(Service):
             report = await collector.finish()
             finish = _with_collection(finish, report)
             self.status = finish.outcome.value
-            self._numbers = self._summary(session, finish, report)
-            self._log.info("the end: {text}", text=lines(self._numbers)[0])
-            statistics.write(self._numbers)
+            self._numbers = numbers = summary(self._snapshot(session), finish, report)
+            self._log.info("the end: {text}", text=lines(numbers)[0])
+            statistics.write(lambda: numbers)
 
     def _renew(self, session: RunningSession, statistics: StatisticsFile) -> None:
-        statistics.write(self._summary(session))
-        now = session.statistics()
+        at = time.monotonic()
+        if at >= self._written + statistics.cost / STATISTICS_SHARE:
+            self._written = at
+            statistics.write(partial(summary, self._snapshot(session)))
+        now = session.totals()
         paused = f"paused: {session.disk.full}; " if session.disk.full else ""
         self._notifier.status(f"{paused}{now.done} of {now.tasks} done, {now.failed} failed")
 
@@ -431,13 +438,8 @@ class JobService(Service):
 
     # --- odds and ends --------------------------------------------------------------------------
 
-    def _summary(
-        self,
-        session: RunningSession,
-        finish: Finish | None = None,
-        report: CollectReport | None = None,
-    ) -> dict[str, Any]:
-        return summary(session, self._started, time.monotonic() - self._began, finish, report)
+    def _snapshot(self, session: RunningSession) -> Snapshot:
+        return Snapshot.of(session, self._started, time.monotonic() - self._began)
 
     def _in_thread(self, function: Callable[..., T], *args: Any) -> Deferred[T]:
         pool = self._reactor.getThreadPool()

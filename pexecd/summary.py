@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pexecd.core.effects import Finish
-from pexecd.core.values import End
+from pexecd.core.values import End, Statistics
 from pexecd.errors import spoken
-from pexecd.master import RunningSession
+from pexecd.master import HostReport, RunningSession
 from pexecd.ports import CollectReport
 from pexecd.units import Seconds, Stamp
 
@@ -15,23 +17,49 @@ from pexecd.units import Seconds, Stamp
 LISTED = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session at one moment: quickly taken, so that it may be put into words elsewhere."""
+
+    name: str
+    session: str
+    paused: str
+    numbers: Statistics
+    hosts: Mapping[str, HostReport]
+    failures: Mapping[int, str]
+    #: When this run began.
+    started: Stamp
+    #: How long it has run.
+    elapsed: Seconds
+
+    @classmethod
+    def of(cls, session: RunningSession, started: Stamp, elapsed: Seconds) -> Snapshot:
+        """Take it; a microsecond or two for each host."""
+        return cls(
+            session.job.name,
+            session.public,
+            session.disk.full,
+            session.statistics(),
+            dict(session.hosts),
+            dict(session.failures),
+            started,
+            elapsed,
+        )
+
+
 def summary(
-    session: RunningSession,
-    started: Stamp,
-    elapsed: Seconds,
-    finish: Finish | None = None,
-    collected: CollectReport | None = None,
+    at: Snapshot, finish: Finish | None = None, collected: CollectReport | None = None
 ) -> dict[str, Any]:
     """What ``statistics.json`` holds. Times in seconds; see docs/state.md.
 
+    Takes some ten microseconds for each host.
+
     Args:
-        session: the session.
-        started: when this run began.
-        elapsed: how long it has run.
+        at: the session.
         finish: how the run ended; None while it runs.
         collected: what collection reported at the end.
     """
-    numbers = session.statistics()
+    numbers = at.numbers
     ends = {end.value: 0 for end in End}
     hosts: dict[str, Any] = {
         name: {
@@ -42,7 +70,7 @@ def summary(
             "set_aside": None,
         }
         | {end.value: 0 for end in End}
-        for name, report in session.hosts.items()
+        for name, report in at.hosts.items()
     }
     for name, counts in numbers.hosts.items():
         host = hosts.setdefault(name, {"status": "", "reason": ""})
@@ -53,11 +81,11 @@ def summary(
             host[end.value] = number
             ends[end.value] += number
     return {
-        "name": session.job.name,
-        "session": session.public,
+        "name": at.name,
+        "session": at.session,
         "outcome": finish.outcome.name.lower().replace("_", " ") if finish else "running",
         "reason": finish.reason if finish else "",
-        "paused": session.disk.full,
+        "paused": at.paused,
         "tasks": numbers.tasks,
         "done": numbers.done,
         "failed": numbers.failed,
@@ -67,7 +95,7 @@ def summary(
         "ends": ends,
         "hosts": hosts,
         "failed_tasks": [
-            {"task": task, "reason": reason} for task, reason in sorted(session.failures.items())
+            {"task": task, "reason": reason} for task, reason in sorted(at.failures.items())
         ],
         "collected": collected.collected if collected else None,
         "not_collected": [
@@ -75,8 +103,8 @@ def summary(
             for task, reason in (collected.not_collected if collected else ())
         ],
         "warnings": [*collected.errors, *collected.warnings] if collected else [],
-        "started": started,
-        "elapsed_s": round(elapsed, 3),
+        "started": at.started,
+        "elapsed_s": round(at.elapsed, 3),
     }
 
 

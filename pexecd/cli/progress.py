@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, TextIO
 
-from pexecd.core.values import Statistics
+from pexecd.core.values import Totals
 from pexecd.summary import duration
 from pexecd.units import Instant, Seconds
 
@@ -63,7 +63,7 @@ class Progress:
         elif self._stream is not None:
             print(text, file=self._stream, flush=True)
 
-    def show(self, numbers: Statistics | None, doing: str = "") -> None:
+    def show(self, numbers: Totals | None, doing: str = "") -> None:
         """Renew what is shown; call it some times a second.
 
         Args:
@@ -86,7 +86,7 @@ class Progress:
             self._doing_since = inf
             self._say(doing)
 
-    def _show(self, numbers: Statistics) -> None:
+    def _show(self, numbers: Totals) -> None:
         now = time.monotonic()
         line = self._line(numbers, now)
         if self._stream is None:
@@ -121,7 +121,7 @@ class Progress:
                 unheard(self._stream)
             self._stream = self._live = None
 
-    def _line(self, numbers: Statistics, now: Instant) -> str:
+    def _line(self, numbers: Totals, now: Instant) -> str:
         settled = numbers.done + numbers.failed
         self._history.append((now, settled))
         while now - self._history[0][0] > RATE_OVER:

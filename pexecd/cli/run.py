@@ -49,7 +49,7 @@ def run_job(path: Path, start: Start, *, as_json: bool, verbose: bool) -> int:
     progress = Progress(sys.stderr)
     _log_to(progress, verbose)
     service = JobService(reactor, job, start)
-    renewal = LoopingCall(lambda: progress.show(service.statistics(), service.doing))
+    renewal = LoopingCall(lambda: progress.show(service.totals(), service.doing))
 
     def begin() -> None:
         _catch_signals(reactor, service, progress)

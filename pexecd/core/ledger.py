@@ -246,8 +246,6 @@ class Ledger:
     def counts(self) -> dict[str, HostCounts]:
         """The counters of every host."""
         return {
-            host.name: HostCounts(
-                dict(zip(_ENDS, host.ends, strict=True)), host.busy, host.running, host.aside
-            )
+            host.name: HostCounts(tuple(host.ends), host.busy, host.running, host.aside)
             for host in self._hosts
         }

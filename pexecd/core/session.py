@@ -51,7 +51,7 @@ from pexecd.core.events import (
 )
 from pexecd.core.progress import Progress
 from pexecd.core.state import Alarm, Ask, Client, Host, Ticket, Work
-from pexecd.core.values import Caller, Outcome, Policy, Statistics
+from pexecd.core.values import Caller, Outcome, Policy, Statistics, Totals
 from pexecd.errors import spoken
 from pexecd.units import Instant
 
@@ -260,19 +260,25 @@ class Session:
         """
         return self._clients.left
 
+    def totals(self) -> Totals:
+        """The numbers of this moment, for all hosts together."""
+        return Totals(**self._totals())
+
     def statistics(self) -> Statistics:
         """The numbers of this moment; costs time for each host."""
+        return Statistics(**self._totals(), hosts=self._ledger.counts())
+
+    def _totals(self) -> dict[str, int]:
         ledger, pending = self._ledger, self._dispatch.pending
-        return Statistics(
-            tasks=ledger.tasks,
-            done=ledger.done,
-            failed=ledger.failed,
-            running=ledger.tasks - ledger.done - ledger.failed - pending,
-            pending=pending,
-            tickets=ledger.given,
-            hosts=ledger.counts(),
-            judging=self._progress.awaited,
-        )
+        return {
+            "tasks": ledger.tasks,
+            "done": ledger.done,
+            "failed": ledger.failed,
+            "running": ledger.tasks - ledger.done - ledger.failed - pending,
+            "pending": pending,
+            "tickets": ledger.given,
+            "judging": self._progress.awaited,
+        }
 
     # --- the frame of an event -------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from pexecd.units import Seconds
 
@@ -114,20 +115,28 @@ class Failure:
     stderr: bytes = b""
 
 
-@dataclass(slots=True)
-class HostCounts:
-    """The tickets of one host by how they ended, and its busy time."""
+class HostCounts(NamedTuple):
+    """The tickets of one host by how they ended, and its busy time.
 
-    ends: dict[End, int] = field(default_factory=lambda: dict.fromkeys(End, 0))
+    A tuple: those of ten thousand hosts are copied in one go.
+    """
+
+    #: Ended tickets, in the order of ``End``.
+    counts: tuple[int, ...]
     #: Sum over its ended tickets of the time from giving out to end.
-    busy: Seconds = 0.0
-    running: int = 0
+    busy: Seconds
+    running: int
     #: Why it is set aside just now, or None.
-    aside: str | None = None
+    aside: str | None
+
+    @property
+    def ends(self) -> dict[End, int]:
+        """How many tickets ended in which way."""
+        return dict(zip(End, self.counts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class Totals:
     """A session's numbers at one moment. ``done + failed + running + pending == tasks``."""
 
     tasks: int
@@ -138,6 +147,12 @@ class Statistics:
     pending: int
     #: Tickets given out so far; the sum of all ends and of the live ones.
     tickets: int
-    hosts: dict[str, HostCounts]
     #: Results that wait for their verdict; their tasks count as running.
     judging: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics(Totals):
+    """The same, and what is known of each host."""
+
+    hosts: dict[str, HostCounts]

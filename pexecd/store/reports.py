@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
@@ -18,6 +19,7 @@ from pexecd.errors import StateError, spoken
 from pexecd.ports import IAttemptLog, JoblogRow
 from pexecd.store.batches import Batches, IReactor
 from pexecd.store.files import replacing
+from pexecd.units import Seconds
 
 #: GNU parallel's nine columns, then ours.
 _COLUMNS = (
@@ -34,6 +36,8 @@ _COLUMNS = (
     "End",
     "Reason",
 )
+_Numbers: TypeAlias = Callable[[], Mapping[str, Any]]
+
 #: A column is one word to those who read it; a line is one line.
 _PLAIN = str.maketrans("\t\n\r", "   ")
 
@@ -125,22 +129,32 @@ class StatisticsFile:
     Args:
         path: the file.
         reactor: its thread pool does the writing.
+
+    Attributes:
+        cost: the seconds of the processor that the last one took.
     """
 
     def __init__(self, path: Path, reactor: IReactor) -> None:
+        self.cost: Seconds = 0.0
         self._path = path
-        self._numbers = Batches[Mapping[str, Any]](reactor, self._write, f"writing {path}", most=1)
+        self._numbers = Batches[_Numbers](reactor, self._write, f"writing {path}", most=1)
 
-    def write(self, numbers: Mapping[str, Any]) -> None:
-        """Replace it, some time soon; only the latest of several counts."""
+    def write(self, numbers: Callable[[], Mapping[str, Any]]) -> None:
+        """Replace it, some time soon; only the latest of several counts.
+
+        Args:
+            numbers: gives what is to be in it; called in a thread.
+        """
         self._numbers.add(numbers)
 
     def close(self) -> Deferred[None]:
         """Fires when the latest numbers are written."""
         return self._numbers.idle()
 
-    def _write(self, numbers: Sequence[Mapping[str, Any]]) -> None:
-        _replace(self._path, _json(numbers[-1]), 0o644)
+    def _write(self, numbers: Sequence[_Numbers]) -> None:
+        began = time.thread_time()
+        _replace(self._path, _json(numbers[-1]()), 0o644)
+        self.cost = time.thread_time() - began
 
 
 def write_json(path: Path, values: Mapping[str, Any], mode: int = 0o600) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,7 @@ def test_reports_are_whole_or_not_there_and_made_up_for(disk: Path, pump: Pump) 
     room = os.statvfs(disk).f_bavail
     for number in range(100):
         joblog.add([(row(number, "x" * 500), "work")])
-        statistics.write({"done": number, "text": "x" * 10_000})
+        statistics.write(partial(dict, done=number, text="x" * 10_000))
     for _ in range(6):
         while len(pump.getDelayedCalls()) < 2:  # until both have been refused again
             pump.step()

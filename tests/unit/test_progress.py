@@ -9,9 +9,9 @@ import pytest
 
 from pexecd.cli import progress
 from pexecd.cli.progress import Progress
-from pexecd.core.values import Statistics
+from pexecd.core.values import Totals
 
-NUMBERS = Statistics(tasks=9, done=1, failed=0, running=2, pending=6, tickets=3, hosts={})
+NUMBERS = Totals(tasks=9, done=1, failed=0, running=2, pending=6, tickets=3)
 
 
 def test_nobody_reads_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,3 +137,17 @@ def test_retries_on_one_host_do_not_pile_up() -> None:
         session.handle(TicketFailed(0.0, FIRST_TICKET + number, Failure("no")))
         assert len(session._ledger.works) <= MOST_RETRIES + 1
     assert session.statistics().failed == tasks
+
+
+def test_totals_cost_the_same_for_few_and_for_many_hosts() -> None:
+    costs = []
+    for hosts in (10, 1_000):
+        session = Session(Policy(), hosts, 0.0)
+        for number in range(hosts):
+            caller = Caller(f"client-{number}", f"host-{number}", managed=True, speaks=True)
+            session.handle(TaskAsked(0.0, number, caller))
+        with Steps() as steps:
+            assert session.totals().running == hosts
+        costs.append(steps.count)
+        assert len(session.statistics().hosts) == hosts
+    assert costs[0] == costs[1]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -67,9 +68,17 @@ def test_an_old_joblog_is_replaced(tmp_path: Path, pump: Pump) -> None:
 def test_only_the_latest_statistics_count(tmp_path: Path, pump: Pump) -> None:
     path = tmp_path / "statistics.json"
     statistics = StatisticsFile(path, pump)
+    taken = []
+
+    def numbers(done: int) -> dict[str, object]:
+        taken.append(done)
+        return {"done": done, "name": "Größe"}
+
     for done in range(100):
-        statistics.write({"done": done, "name": "Größe"})
+        statistics.write(partial(numbers, done))
     pump.wait(statistics.close())
+    assert taken == [0, 99], "what nobody reads is not put into words"
+    assert statistics.cost > 0
     assert json.loads(path.read_text()) == {"done": 99, "name": "Größe"}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -86,7 +95,7 @@ def test_a_report_that_cannot_be_written_is_logged_and_no_more(
     tmp_path: Path, pump: Pump, logged: list[LogEvent]
 ) -> None:
     statistics = StatisticsFile(tmp_path / "gone" / "statistics.json", pump)
-    statistics.write({})
+    statistics.write(dict)
     pump.wait(statistics.close())
     assert [event["doing"] for event in logged] == [f"writing {tmp_path}/gone/statistics.json"]
 
@@ -118,7 +127,7 @@ def test_who_closes_on_a_full_disk_is_not_kept_waiting(
 ) -> None:
     statistics = StatisticsFile(tmp_path / "statistics.json", pump)
     with largest_file(10):
-        statistics.write({"done": 1})
+        statistics.write(lambda: {"done": 1})
         pump.wait(statistics.close())
     assert list(tmp_path.iterdir()) == []
     assert pump.getDelayedCalls() == []
