@@ -58,6 +58,9 @@ class Spool:
         except OSError as error:
             raise _unusable(folder, error) from None
         self._rubbish = Batches[Path | FileIO](reactor, _dispose, "deleting results")
+        #: Who waits for the next sync of the folder, and whether one is under way.
+        self._unsynced: list[Deferred[None]] = []
+        self._syncing = False
 
     def sweep(self, referred: Iterable[str]) -> int:
         """Delete what a crash left behind; blocks, so do it before anything arrives.
@@ -86,7 +89,31 @@ class Spool:
 
     def upload(self, ticket: int) -> Upload:
         """See ``ISpool.upload``."""
-        return Upload(self._folder, ticket, self._reactor, self._inline, self._rubbish)
+        return Upload(
+            self._folder, ticket, self._reactor, self._inline, self._rubbish, self._sync_folder
+        )
+
+    def _sync_folder(self) -> Deferred[None]:
+        """Make the names of all files in the folder durable, once for all who wait for it."""
+        done: Deferred[None] = Deferred()
+        self._unsynced.append(done)
+        if not self._syncing:
+            self._sync_for_all()
+        return done
+
+    def _sync_for_all(self) -> None:
+        waiting, self._unsynced = self._unsynced, []
+        self._syncing = True
+
+        def synced(result: Failure | None) -> None:
+            self._syncing = False
+            if self._unsynced:
+                self._sync_for_all()
+            for done in waiting:
+                done.callback(result)  # a Failure makes it an errback
+
+        pool = self._reactor.getThreadPool()
+        deferToThreadPool(self._reactor, pool, sync, self._folder).addBoth(synced)
 
     def fits(self, contents: Mapping[str, bytes]) -> bool:
         """See ``ISpool.fits``."""
@@ -145,12 +172,14 @@ class Upload:
         reactor: IReactor,
         inline: int,
         rubbish: Batches[Path | FileIO],
+        sync_folder: Callable[[], Deferred[None]],
     ) -> None:
         self._folder = folder
         self._ticket = ticket
         self._reactor = reactor
         self._inline = inline
         self._rubbish = rubbish
+        self._sync_folder = sync_folder
         self._parts: list[_Part] = []
         self._backlog: list[tuple[_Part, bytes]] = []
         self._waiting_bytes = 0
@@ -214,10 +243,12 @@ class Upload:
             batch, self._backlog = self._backlog, []
             self._in_thread(lambda: self._store(batch)).addCallback(self._stored, batch)
         elif self._finished is not None:
-            self._in_thread(self._keep).addCallback(self._kept)
+            self._in_thread(self._keep, self._sync_folder).addCallback(self._kept)
 
-    def _in_thread(self, work: Callable[[], None]) -> Deferred[None]:
-        """Run it; then ``_working`` is over, and what it raised has become ``_error``."""
+    def _in_thread(
+        self, work: Callable[[], None], then: Callable[[], Deferred[None]] | None = None
+    ) -> Deferred[None]:
+        """Run it, and what follows; then ``_working`` is over, what was raised is ``_error``."""
 
         def over(why: Failure | None) -> None:
             self._working = False
@@ -228,6 +259,8 @@ class Upload:
 
         self._working = True
         turn = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+        if then is not None:
+            turn.addCallback(lambda _: then())
         return turn.addBoth(over)
 
     def _stored(self, _: None, batch: Sequence[tuple[_Part, bytes]]) -> None:
@@ -312,7 +345,6 @@ class Upload:
         for part in self._spooled():
             assert part.path is not None
             part.unfinished.rename(part.path)
-        sync(self._folder)
 
 
 def _safe(name: str) -> str:
