@@ -44,6 +44,7 @@ from pexecd.ssh.errors import (
 )
 from pexecd.ssh.mux import MuxConnection
 from pexecd.ssh.transport import Deadlines, Transport
+from tests.system.running import PEXECD
 from tests.system.sshd import LIMIT, Lab, Sshd, children, make_key
 
 reactor: Any = installed_reactor
@@ -678,3 +679,53 @@ reactor.run()
         extra = f"{self.BY_SSH}\nStrictHostKeyChecking ask\n{jump_to(inner, gate.address)}"
         config = lab.ssh_config(gate, inner, extra=extra, known_hosts=inner.known_hosts)
         await self.fails(ProxyCommandError, inner.address, config)
+
+
+JOB = """\
+[job]
+cluster = lab.hosts
+parameters = table.txt
+duplicates = 1
+[worker]
+name = work
+command = work $n
+executable = work.sh
+[collect]
+output = table results.txt
+[ssh]
+config = {config}
+"""
+
+
+def test_a_job_by_all_ways() -> None:
+    """Two jump hosts, a hardened host, one behind a jump host; no port is open anywhere."""
+    second, behind = lab.sshd("127.0.0.79"), lab.sshd("127.0.0.80", extra=HARDENED)
+    hosts = (inner, hardened, behind)
+    extra = f"{jump_to(inner, f'{gate.address},{second.address}')}\n"
+    extra += jump_to(behind, gate.address)
+    config = lab.ssh_config(gate, second, *hosts, extra=extra)
+    folder = Path(tempfile.mkdtemp(dir=lab.folder))
+    before = [logins(host) for host in (gate, second, *hosts)]
+    for name, text in (
+        ("job.ini", JOB.format(config=config)),
+        ("lab.hosts", "".join(f"{host.address} slots=1\n" for host in hosts)),
+        ("table.txt", "n\n1\n2\n3\n"),
+        # waits until each host has its task
+        (
+            "work.sh",
+            (
+                f"#!/bin/sh\n: > {folder}/$PEXEC_HOST.begun\n"
+                f"until [ $(ls {folder} | grep -c begun) = 3 ]; do sleep 0.05; done\necho fine\n"
+            ),
+        ),
+    ):
+        (folder / name).write_text(text)
+    folder.chmod(0o777)
+    done = subprocess.run(
+        [*PEXECD, "run", str(folder / "job.ini")], capture_output=True, text=True, timeout=6 * LIMIT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "results.txt").read_text().count("fine") == 3
+    after = [logins(host) for host in (gate, second, *hosts)]
+    # the ssh to the hardened host behind it goes through the gate by itself
+    assert [one - other for one, other in zip(after, before, strict=True)] == [2, 1, 1, 1, 1]
