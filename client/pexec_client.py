@@ -116,7 +116,7 @@ LINE_MOST = 4 * 1024 * 1024  # bytes of a line in a task; argument lists end at 
 STDERR_TAIL = 4096  # bytes of standard error that go with a failure
 INLINE_MOST = 16384  # bytes of a result that is kept in memory and told in an exchange
 TIMEOUT_NONE = 31536000  # a Timeout that means: no limit
-AGE = 0.025  # seconds until it is told that a worker has ended: then for many at once
+AGE = 0.05  # seconds until it is told that a worker has ended: then for many at once
 KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
 # Large results that may be on their way beside one for each slot: they cover the time that the
 # server's disk takes, some tens of milliseconds, while workers go on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import ipaddress
 import json
 import os
@@ -220,6 +221,9 @@ class JobService(Service):
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
             _note_clients(journal, "left")
+            # What is loaded by now stays: to look at it again takes the garbage collector a tenth
+            # of a second each time, and the reactor waits.
+            gc.freeze()
             launcher.start()
             if self._job.cluster is not None:
                 changed = partial(self._hosts_changed, session, launcher)

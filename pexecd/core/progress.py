@@ -56,6 +56,8 @@ class Progress:
 
     def wanted(self, number: int) -> bool:
         """Whether a result of this ticket may still be of use."""
+        if number in self.tickets:
+            return True  # when a task is done all tickets of it are over
         return (
             self._ledger.known(number)
             and not self._ledger.is_done(self._ledger.task_of(number))
@@ -326,6 +328,12 @@ class Progress:
         ticket = self.tickets.get(number)
         if ticket is not None:
             self._clients.seen(ticket.client, self._context.at)
+            if not self._policy.validates:
+                self._withdraw(ticket)
+                if seconds is None:
+                    seconds = self._context.at - ticket.given
+                self._accept(ticket.work, number, ticket.host, seconds)
+                return
             result = self._keep(ticket, seconds)
         else:
             self._clients.tell(number, self._context.at)
@@ -334,7 +342,7 @@ class Progress:
                 return
             result = self._keep_late(number, seconds)
         if not self._policy.validates:
-            self._accept(result)
+            self._accept(result.work, number, result.host, result.seconds)
             return
         self.results[number] = result
         result.work.results += (result,)
@@ -350,11 +358,11 @@ class Progress:
         self.unjudged = 0
         self._take(result)
         if valid:
-            self._accept(result)
+            self._accept(result.work, number, result.host, result.seconds)
             return
         self._count_failure(reason)
         self._blame(result.host, result, reason, managed=result.managed)
-        self._end_result(result, End.INVALID, reason)
+        self._end_result(result.work, number, result.seconds, End.INVALID, reason)
         self._context.effects.append(Discard(number))
         self._standings.release(result.host, result)
         self._review(result.work)
@@ -407,12 +415,13 @@ class Progress:
         work.results = tuple(other for other in work.results if other is not result)
         self.awaited -= result.awaited
 
-    def _accept(self, result: KeptResult) -> None:
-        work, number, effects = result.work, result.ticket, self._context.effects
+    def _accept(self, work: Work, number: int, host: Host, seconds: Seconds) -> None:
+        """This ticket's result is its task's."""
+        effects = self._context.effects
         if self._ledger.is_done(work.task):
             effects.append(Discard(number))  # both were late, for a task that had failed
             return
-        self._end_result(result, End.DONE)
+        self._end_result(work, number, seconds, End.DONE)
         done = TaskDone(work.task, number)
         self._ledger.finish(done)
         effects.append(done)
@@ -421,18 +430,19 @@ class Progress:
         for other in work.results:
             self._take(other)
             if self._ledger.end_of(other.ticket) is None:
-                self._end_result(other, End.CANCELLED, "another ticket of its task was first")
+                reason = "another ticket of its task was first"
+                self._end_result(work, other.ticket, other.seconds, End.CANCELLED, reason)
             effects.append(Discard(other.ticket))
             self._standings.release(other.host, other)
         self._dispatch.drop(work)
         effects.append(Settle(work.task, number))
-        if self._standings.succeed(result.host):
-            effects.append(Tell(f"{spoken(result.host.name)}: does well again"))
+        if self._standings.succeed(host):
+            effects.append(Tell(f"{spoken(host.name)}: does well again"))
 
-    def _end_result(self, result: KeptResult, end: End, reason: str = "") -> None:
-        record = TicketEnded(
-            result.ticket, result.work.task, end, reason, exit_status=0, seconds=result.seconds
-        )
+    def _end_result(
+        self, work: Work, number: int, seconds: Seconds, end: End, reason: str = ""
+    ) -> None:
+        record = TicketEnded(number, work.task, end, reason, 0, 0, seconds)
         self._ledger.end(record)
         self._context.effects.append(record)
 
