@@ -8,6 +8,7 @@ What is made for every task is a named tuple: that costs a third of what a froze
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 from pexecd.core.values import Caller, End, Outcome
@@ -78,18 +79,19 @@ class TasksSettled(NamedTuple):
     ends: bytes
 
 
-class TicketPast(NamedTuple):
-    """In a replay only: a ticket that was given and has ended, and its task is settled.
+class TicketsPast(NamedTuple):
+    """In a replay only: tickets that were given and have ended, and their tasks are settled.
 
-    What else there was of it matters no more. A session may have millions of them, and
-    a tuple is made and read in a fraction of the time.
+    What else there was of them matters no more. A session may have millions of them: column by
+    column they are read and noted in a fraction of the time.
     """
 
-    ticket: int
-    task: int
-    host: str
-    end: End
-    seconds: Seconds
+    #: The number of the first; the others follow without a gap.
+    first: int
+    tasks: Sequence[int]
+    hosts: Sequence[str]
+    ends: Sequence[End]
+    seconds: Sequence[Seconds]
 
 
 class TicketsUsed(NamedTuple):
@@ -103,7 +105,7 @@ class TicketsUsed(NamedTuple):
 
 
 #: What ``Session.replay`` learns from.
-Replayed: TypeAlias = Record | TasksSettled | TicketPast | TicketsUsed
+Replayed: TypeAlias = Record | TasksSettled | TicketsPast | TicketsUsed
 
 # --- deeds ---------------------------------------------------------------------------------
 

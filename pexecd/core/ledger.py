@@ -6,6 +6,7 @@ The session changes the ledger by records only, and replaying them gives the sam
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 
 from pexecd.core.effects import (
     TaskDone,
@@ -14,7 +15,7 @@ from pexecd.core.effects import (
     TasksSettled,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
 )
 from pexecd.core.state import Host, Work
 from pexecd.core.values import FIRST_TICKET, End, HostCounts
@@ -107,27 +108,39 @@ class Ledger:
         else:
             self.give(record)
 
-    def recall_past(self, record: TicketPast) -> None:
-        """Note a ticket of an earlier run that has ended; its task is settled."""
-        host = self._count(record)
-        host.running -= 1
-        code = _CODES[record.end]
-        host.ends[code - 1] += 1
-        host.busy += record.seconds
-        self._end_of[-1] = code
-        self._seconds_of[-1] = record.seconds
+    def recall_past(self, record: TicketsPast) -> None:
+        """Note tickets of earlier runs that have ended; their tasks are settled."""
+        first, tasks, names, ends, seconds = record
+        self._reach(first)
+        hosts = {name: self.host(name) for name in dict.fromkeys(names)}
+        places = {name: host.index for name, host in hosts.items()}
+        self._task_of.extend(tasks)
+        self._host_of.extend(map(places.__getitem__, names))
+        self._end_of.extend(map(_CODES.__getitem__, ends))
+        self._seconds_of.extend(seconds)
+        self.given += len(tasks)
+        for (name, end), count in Counter(zip(names, ends, strict=True)).items():
+            hosts[name].ends[_CODES[end] - 1] += count
+        busy = {name: host.busy for name, host in hosts.items()}
+        for name, took in zip(names, seconds, strict=True):
+            busy[name] += took
+        for name, host in hosts.items():
+            host.busy = busy[name]
 
-    def _count(self, record: TicketGiven | TicketPast) -> Host:
-        ahead = record.ticket - self.next_ticket
-        if ahead < 0:
-            raise InvariantBrokenError(f"ticket {record.ticket} was given out twice")
-        if ahead:
-            self.use(record.ticket - 1)  # numbers whose records never reached the disk
+    def _count(self, record: TicketGiven) -> None:
+        self._reach(record.ticket)
         host = self.hosts.get(record.host) or self.host(record.host)
         self._append(record.task, host.index)
         self.given += 1
         host.running += 1
-        return host
+
+    def _reach(self, ticket: int) -> None:
+        """See to it that this is the next number."""
+        ahead = ticket - self.next_ticket
+        if ahead < 0:
+            raise InvariantBrokenError(f"ticket {ticket} was given out twice")
+        if ahead:
+            self.use(ticket - 1)  # numbers whose records never reached the disk
 
     def end(self, record: TicketEnded) -> None:
         """Note a ticket's end, in place of the one it may have had."""

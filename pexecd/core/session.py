@@ -24,7 +24,7 @@ from pexecd.core.effects import (
     Tell,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
     TicketsUsed,
 )
 from pexecd.core.events import (
@@ -173,7 +173,7 @@ class Session:
         ledger = self._ledger
         for record in records:
             match record:
-                case TicketPast():
+                case TicketsPast():
                     ledger.recall_past(record)
                 case TicketGiven():
                     ledger.recall(record)

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pexecd.core.effects import (
@@ -16,7 +17,7 @@ from pexecd.core.effects import (
     TasksSettled,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
     TicketsUsed,
 )
 from pexecd.core.values import FIRST_TICKET, End
@@ -28,6 +29,10 @@ from pexecd.store.reading import read_all_ended, read_failures
 from pexecd.store.schema import open_reader
 
 _ENDS = {end.value: end for end in End}
+#: Tickets read together: so few that they stay in the processor's cache.
+_TOGETHER = 256
+#: Tasks that are looked at together.
+_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +76,21 @@ class Recovery:
         then the highest number used.
         """
         with self._reading() as connection:
-            (last,) = connection.execute("SELECT ifnull(max(task), 0) FROM settled").fetchone()
-            settled = bytearray(max(last, 0) + 1)
-            for task, failed in connection.execute(
-                "SELECT task, ticket IS NULL FROM settled WHERE task > 0"
-            ):
-                settled[task] = 1 + failed
-            if last > 0:
+            settled = _settled(connection)
+            if len(settled) > 1:
                 yield TasksSettled(bytes(settled))
             reopened = connection.execute(
                 "SELECT ticket, task FROM reopened WHERE task > 0"
                 " AND task NOT IN (SELECT task FROM settled) ORDER BY ticket DESC, task DESC"
             ).fetchall()
-            for ticket, task, host, end, seconds in connection.execute(
-                'SELECT ticket, task, host, "end", seconds FROM tickets WHERE task > 0'
-                " ORDER BY ticket"
-            ):
-                if end is not None and task <= last and settled[task]:
-                    yield TicketPast(ticket, task, host, _ENDS[end], seconds)
+            for past in _past_or_not(connection, settled):
+                if isinstance(past, TicketsPast):
+                    yield past
                     continue
-                while reopened and reopened[-1][0] <= ticket:
+                while reopened and reopened[-1][0] <= past:
                     first, again = reopened.pop()
                     yield TaskReopened(again, first)
-                yield from _ticket(connection, ticket)
+                yield from _ticket(connection, past)
             while reopened:
                 first, again = reopened.pop()
                 yield TaskReopened(again, first)
@@ -107,8 +104,9 @@ class Recovery:
         """
         with self._reading() as connection:
             found = connection.execute(
-                "SELECT DISTINCT ticket FROM results JOIN tickets USING (ticket)"
-                ' WHERE task > 0 AND ("end" IS NULL OR "end" NOT IN (?, ?)) AND NOT EXISTS'
+                "SELECT ticket FROM tickets"
+                ' WHERE task > 0 AND ("end" IS NULL OR "end" NOT IN (?, ?)) AND EXISTS'
+                " (SELECT 1 FROM results WHERE results.ticket = tickets.ticket) AND NOT EXISTS"
                 " (SELECT 1 FROM settled"
                 " WHERE settled.task = tickets.task AND settled.ticket IS NOT NULL)"
                 " ORDER BY ticket",
@@ -237,6 +235,65 @@ class Recovery:
             raise damaged(self._path, error) from None
         finally:
             connection.close()
+
+
+def _settled(connection: sqlite3.Connection) -> bytearray:
+    """What became of each task, by its number: 0 it is not settled, 1 done, 2 failed."""
+    (last,) = connection.execute("SELECT ifnull(max(task), 0) FROM settled").fetchone()
+    settled = bytearray(max(last, 0) + 1)
+    for first in range(1, last + 1, _PIECE):
+        end = min(first + _PIECE, last + 1)
+        within = "FROM settled WHERE task >= ? AND task < ?"
+        (count,) = connection.execute(f"SELECT count(*) {within}", (first, end)).fetchone()
+        if count == end - first:  # as most are, for the table is worked on in its order
+            settled[first:end] = b"\1" * count
+            continue
+        for (task,) in connection.execute(f"SELECT task {within}", (first, end)):
+            settled[task] = 1
+    for (task,) in connection.execute("SELECT task FROM settled WHERE task > 0 AND ticket IS NULL"):
+        settled[task] = 2
+    return settled
+
+
+def _past_or_not(connection: sqlite3.Connection, settled: bytearray) -> Iterator[TicketsPast | int]:
+    """All tickets by number: past ones together, others each with its number alone.
+
+    Args:
+        connection: to the database.
+        settled: for each task, by its number, whether it is; is made longer where it ends.
+    """
+    cursor = connection.execute(
+        'SELECT ticket, task, host, "end", seconds FROM tickets WHERE task > 0 ORDER BY ticket'
+    )
+    # Column by column: a million rows one by one would take seconds.
+    while rows := cursor.fetchmany(_TOGETHER):
+        numbers, tasks, hosts, ends, seconds = zip(*rows, strict=True)
+        settled.extend(bytes(max(0, max(tasks) + 1 - len(settled))))
+        others = set()
+        if None in ends or not all(map(settled.__getitem__, tasks)):
+            others = {
+                place
+                for place, (task, end) in enumerate(zip(tasks, ends, strict=True))
+                if end is None or not settled[task]
+            }
+        bounds = {0, len(rows), *others, *(place + 1 for place in others)}
+        if numbers[-1] - numbers[0] >= len(rows):  # numbers are missing
+            bounds |= {
+                place
+                for place, (before, number) in enumerate(pairwise(numbers), 1)
+                if number != before + 1
+            }
+        for start, stop in pairwise(sorted(bounds)):
+            if start in others:
+                yield numbers[start]
+                continue
+            yield TicketsPast(
+                numbers[start],
+                tasks[start:stop],
+                hosts[start:stop],
+                tuple(map(_ENDS.__getitem__, ends[start:stop])),
+                seconds[start:stop],
+            )
 
 
 def _ticket(connection: sqlite3.Connection, ticket: int) -> Iterator[TicketGiven | TicketEnded]:

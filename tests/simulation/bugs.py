@@ -17,7 +17,7 @@ from pexecd.core.effects import (
     Supply,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
 )
 from pexecd.core.events import Event, Exchanged, HostDrained
 from pexecd.core.ledger import COSTLY
@@ -49,7 +49,7 @@ class TicketNumberNotRestored(Session):
         super().replay(
             record
             for record in known
-            if not isinstance(record, TicketPast)
+            if not isinstance(record, TicketsPast)
             and not (isinstance(record, TicketGiven) and record.ticket in ended)
         )
 

@@ -11,7 +11,7 @@ from pexecd.core.effects import (
     TasksSettled,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
 )
 from pexecd.core.values import End
 from pexecd.ports import JournalRecord, ResultDropped, ResultKept
@@ -63,7 +63,7 @@ class Disk:
         for ticket, given in sorted(self.given.items()):
             ended = self.ended.get(ticket)
             if ended is not None and given.task in self.settled:
-                yield TicketPast(ticket, given.task, given.host, ended.end, ended.seconds)
+                yield TicketsPast(ticket, [given.task], [given.host], [ended.end], [ended.seconds])
                 continue
             yield given
             if ended is not None:

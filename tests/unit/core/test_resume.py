@@ -14,7 +14,7 @@ from pexecd.core.effects import (
     TaskReopened,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
     TicketsUsed,
 )
 from pexecd.core.events import ClientGone, ResultStored, TaskAsked
@@ -159,9 +159,11 @@ def test_what_became_of_tasks_may_be_told_before_their_tickets() -> None:
         if isinstance(one, TicketGiven):
             end = ended.get(one.ticket)
             shorter.append(
-                TicketPast(one.ticket, one.task, one.host, end.end, end.seconds) if end else one
+                TicketsPast(one.ticket, [one.task], [one.host], [end.end], [end.seconds])
+                if end
+                else one
             )
-    assert sum(isinstance(one, TicketPast) for one in shorter) == 4
+    assert sum(isinstance(one, TicketsPast) for one in shorter) == 4
     session = Session(scene.policy, scene.tasks, scene.at)
     session.replay(shorter)
     session.resume(scene.at)

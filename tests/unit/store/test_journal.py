@@ -18,7 +18,7 @@ from pexecd.core.effects import (
     TasksSettled,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
     TicketsUsed,
 )
 from pexecd.core.session import Session
@@ -34,6 +34,7 @@ from pexecd.ports import (
     StoredResult,
     TaskRow,
 )
+from pexecd.store import recovery
 from pexecd.store.journal import Journal
 from pexecd.store.recovery import LostResult
 from pexecd.store.table import Line
@@ -71,8 +72,8 @@ def ended(ticket: int, end: End, task: int = 1) -> TicketEnded:
     return TicketEnded(ticket, task, end, f"because {end.value}", 3, 9, 0.25, b"\xff stderr")
 
 
-def past(ticket: int, end: End, task: int = 1) -> TicketPast:
-    return TicketPast(ticket, task, "host", end, 0.25)
+def past(ticket: int, end: End, task: int = 1) -> TicketsPast:
+    return TicketsPast(ticket, (task,), ("host",), (end,), (0.25,))
 
 
 def kept(ticket: int, data: bytes | None = b"0.6\n", task: int = 1) -> ResultKept:
@@ -343,6 +344,40 @@ def test_replay_gives_every_fact_in_an_order_to_build_on(journal: Journal, pump:
         given(10003, 2),
         given(10004, 3),  # settled, but it lives
     ]
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 256])
+def test_it_does_not_matter_how_many_tickets_are_read_together(
+    journal: Journal, pump: Pump, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(recovery, "_TOGETHER", together)
+    monkeypatch.setattr(recovery, "_PIECE", together)
+    records: list[JournalRecord] = []
+    over: dict[int, int] = {}
+    for task, letter in enumerate("ddd-dddf.ddfd.-dd--.ddd", 1):
+        ticket = 10000 + task
+        if letter == "-":
+            continue  # its number never reached the disk
+        records.append(given(ticket, task))
+        if letter == "d":
+            records += [ended(ticket, End.DONE, task), TaskDone(task, ticket)]
+            over[ticket] = task
+        elif letter == "f":
+            records += [ended(ticket, End.FAILED, task), TaskFailed(task, "no")]
+            over[ticket] = task
+    pump.wait(journal.append(records))
+    facts = replayed(journal)
+    assert facts[0] == TasksSettled(bytes(map(int, "011101112011210011000111")))
+    single = [one for one in records if isinstance(one, TicketGiven) and one.ticket not in over]
+    assert [fact for fact in facts if isinstance(fact, TicketGiven)] == single
+    told = [fact for fact in facts if isinstance(fact, TicketsPast)]
+    assert [
+        (number, task, end)
+        for fact in told
+        for number, (task, end) in enumerate(zip(fact.tasks, fact.ends, strict=True), fact.first)
+    ] == [(one.ticket, one.task, one.end) for one in records if isinstance(one, TicketEnded)]
+    if together == 256:
+        assert [fact.first for fact in told] == [10001, 10005, 10010, 10016, 10021]
 
 
 def test_a_second_end_replaces_the_first(journal: Journal, pump: Pump) -> None:

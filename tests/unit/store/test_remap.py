@@ -22,7 +22,7 @@ from pexecd.core.effects import (
     TasksSettled,
     TicketEnded,
     TicketGiven,
-    TicketPast,
+    TicketsPast,
     TicketsUsed,
 )
 from pexecd.core.values import End
@@ -177,7 +177,7 @@ def test_tickets_of_lines_that_never_were_stored_are_no_other_tasks(
     assert journal.remap(table("xya"), {}) == Remapped(kept=1, new=2, retired=2)
     assert (journal.tasks, journal.stored, settled(journal)) == (3, 3, {3: 10009})
     facts = list(journal.recovery().replay())
-    assert [fact.ticket for fact in facts if isinstance(fact, TicketPast)] == [10009]
+    assert [fact.first for fact in facts if isinstance(fact, TicketsPast)] == [10009]
     assert [fact.ticket for fact in facts if isinstance(fact, TicketGiven)] == [10001]
     journal.remap(table("bca"), {})
     assert settled(journal) == {3: 10009}
@@ -271,8 +271,11 @@ def check(
     tickets: dict[int, list[int]] = {}
     reopened, settled, used = {}, b"", 0
     for fact in recovery.replay():
-        if isinstance(fact, TicketGiven | TicketPast):
+        if isinstance(fact, TicketGiven):
             tickets.setdefault(fact.task, []).append(fact.ticket)
+        elif isinstance(fact, TicketsPast):
+            for number, task in enumerate(fact.tasks, fact.first):
+                tickets.setdefault(task, []).append(number)
         elif isinstance(fact, TaskReopened):
             reopened[fact.task] = fact.ticket
         elif isinstance(fact, TasksSettled):
