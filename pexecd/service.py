@@ -40,6 +40,7 @@ from pexecd.jobs.values import HostSpec, Job
 from pexecd.launch import Launcher
 from pexecd.master import Master, Parts, RunningSession
 from pexecd.notify import Notifier
+from pexecd.openfiles import raise_limit
 from pexecd.ports import ClientOrder, CollectReport
 from pexecd.protocol.site import ProtocolSite
 from pexecd.results import Collector, Judge
@@ -126,6 +127,7 @@ class JobService(Service):
 
     def startService(self) -> None:
         """Begin; how it ends is seen in ``ended``."""
+        raise_limit()
         super().startService()
         work = Deferred.fromCoroutine(self._work()).addErrback(self._broken)
         work.addCallback(self.ended.callback)

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from pexecd.openfiles import with_limit_before
 from pexecd.units import Seconds
 
 #: From SIGTERM to SIGKILL.
@@ -59,8 +60,8 @@ class LocalClient(ProcessProtocol):
         self._waiting: list[Deferred[None]] = []
         self._timer: IDelayedCall | None = None
         python = os.path.expanduser(python)
-        arguments = [python, "-c", _IN_OWN_SESSION, str(client), "--from", "-"]
-        reactor.spawnProcess(self, python, arguments, dict(os.environ))
+        command = with_limit_before([python, "-c", _IN_OWN_SESSION, str(client), "--from", "-"])
+        reactor.spawnProcess(self, command[0], command, dict(os.environ))
         self._process.write(lines)
         self._process.closeStdin()
 

@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pexecd.jobs.values import FunctionRef, Test
+from pexecd.openfiles import with_limit_before
 from pexecd.ports import StoredResult
 from pexecd.results import runner
 from pexecd.units import Seconds
@@ -152,10 +153,12 @@ class Runners:
         process = _Process(self)
         # By its path, not its name: that would import this package, and all that it needs.
         # -P: what is beside it must not take the place of the user's modules.
-        arguments = [sys.executable, "-P", runner.__file__, str(self.folder), str(self.scratch)]
+        command = with_limit_before(
+            [sys.executable, "-P", runner.__file__, str(self.folder), str(self.scratch)]
+        )
         try:
             self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.reactor.spawnProcess(process, sys.executable, arguments, dict(os.environ))
+            self.reactor.spawnProcess(process, command[0], command, dict(os.environ))
         except OSError as error:
             if self._all:
                 return False  # one that is busy will do it

@@ -11,6 +11,8 @@ from twisted.internet.interfaces import IReactorProcess
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
+from pexecd.openfiles import with_limit_before
+
 
 class Program(ProcessProtocol):
     """One run of a program, without any input.
@@ -34,7 +36,8 @@ class Program(ProcessProtocol):
         self.ended: Deferred[tuple[int | None, bytes, bytes]] = Deferred(self._kill)
         self.gone: Deferred[None] = Deferred()
         self._outputs: dict[int, list[bytes]] = {1: [], 2: []}
-        self._process = reactor.spawnProcess(self, command[0], list(command), environ)
+        command = with_limit_before(command)
+        self._process = reactor.spawnProcess(self, command[0], command, environ)
         self._process.closeStdin()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
