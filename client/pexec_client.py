@@ -49,9 +49,10 @@ Below the folder (``--dir``), everything 0700:
     failed/TICKET/                   with KeepFailed: what failed attempts left
     HOST-HASH-PID-RANDOM/            one client; no other host can have that name
       bin/WORKER                     its hard link
-      NUMBER/                        current folder of workers, one after another
-      NUMBER.{in,out,err,stderr}     their streams, where they are not pipes
-      NUMBER.json                    a record: the files belong to a ticket that is to be posted
+      TICKET-HASH/                   current folder of a worker
+      TICKET-HASH.{in,out,stderr}    its streams, where they are results and not pipes
+      TICKET-HASH.json               a record: the files belong to a ticket that is to be posted
+      NUMBER.err                     standard error of workers, one after another
       unsent                         outcomes, as entries of an exchange
       log                            in the background
 
@@ -1662,7 +1663,7 @@ def read_entries(data):
 
 def remove_ticket(base):
     """Remove all files of a ticket; the record first, it would have them posted."""
-    for ending in (".json", ".in", ".out", ".err", ".stderr"):
+    for ending in (".json", ".in", ".out", ".stderr"):
         quietly(os.unlink, base + ending)
     remove_tree(base)
 
@@ -1784,19 +1785,25 @@ def split_words(command):
 class Workspace:
     """What a worker is given: a folder, and a file for its standard error.
 
-    Where a worker left the folder empty it serves the next one: on a disk, to make and
-    remove one takes longer than many a worker. The names are numbers of one width, so that none
-    is the beginning of another.
+    Where a worker left the folder empty it serves the next one, under the name of its ticket: on a
+    disk, to make and remove one takes longer than many a worker.
     """
 
-    def __init__(self, place, number):
-        self.base = os.path.join(place, "%08d" % number)
-        self.folder = os.fsencode(self.base)
+    def __init__(self, place, number, base):
+        self.base = base
+        self.folder = os.fsencode(base)
         os.mkdir(self.folder, 0o700)
         self.descriptor = os.open(self.folder, FOLDER_ONLY)
+        self._errors_path = os.path.join(place, "%08d.err" % number)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        self.errors = os.open(self.base + ".err", flags, 0o600)
+        self.errors = os.open(self._errors_path, flags, 0o600)
         self._mark()
+
+    def rename(self, base):
+        """It is for another ticket now; ``OSError``: somebody has moved it."""
+        folder = os.fsencode(base)
+        os.rename(self.folder, folder)
+        self.base, self.folder = base, folder
 
     def _mark(self):
         # a time that nothing else sets: then one look tells that nothing was made or removed
@@ -1828,10 +1835,14 @@ class Workspace:
         size = os.lseek(self.errors, 0, os.SEEK_END)
         return os.pread(self.errors, STDERR_TAIL, max(0, size - STDERR_TAIL)) if size else b""
 
-    def close(self):
-        """Let go of it; the files stay."""
+    def close(self, keep_errors=None):
+        """Let go of it: the folder stays, standard error only where it is kept under that path."""
         os.close(self.errors)
         os.close(self.descriptor)
+        if keep_errors is None:
+            quietly(os.unlink, self._errors_path)
+        else:
+            quietly(os.rename, self._errors_path, keep_errors)
 
 
 class Stream:
@@ -2069,8 +2080,7 @@ class Engine:
         executable = self._client.executable
         if executable and words[0] == os.fsencode(executable.name):
             words[0] = os.fsencode(executable.link)
-        run.workspace = self._spare.pop() if self._spare else self._make_workspace()
-        workspace = run.workspace
+        workspace = run.workspace = self._workspace_for(task.ticket)
         stdin, output, errors = self._null, self._null, workspace.errors
         for file, content in task.inputs:
             if file == b"stdin":
@@ -2107,8 +2117,19 @@ class Engine:
         if run.output or run.errors:
             self._look_by(run.started + self.WATCH)
 
-    def _make_workspace(self):
-        return Workspace(self._place, next(self._number))
+    def _workspace_for(self, ticket):
+        # hashes have one width: none is the beginning of another
+        name = digest("ticket", self._client.settings.session, ticket)[:24]
+        base = os.path.join(self._place, name)
+        while self._spare:
+            workspace = self._spare.pop()
+            try:
+                workspace.rename(base)
+            except OSError:
+                workspace.close()
+            else:
+                return workspace
+        return Workspace(self._place, next(self._number), base)
 
     def _variables(self, run):
         environment = self._environment
@@ -2317,7 +2338,6 @@ class Engine:
     def _keep(self, run):
         """Leave what a failed attempt left where people find it."""
         base = run.workspace.base
-        run.workspace.close()
         place = self._client.folder_for_failed(run.task.ticket)
         try:
             os.makedirs(place, 0o700)
@@ -2325,10 +2345,12 @@ class Engine:
                 stream.save()
         except OSError as error:
             log("cannot keep the folder of ticket %s: %s", run.task.ticket, error)
+            run.workspace.close()
             self._throw_away(base)
             return
-        names = [("", "folder"), (".in", "stdin"), (".out", "stdout"), (".err", "stderr")]
-        for ending, name in [*names, (".stderr", "stderr")]:
+        run.workspace.close(os.path.join(place, "stderr"))
+        names = [("", "folder"), (".in", "stdin"), (".out", "stdout"), (".stderr", "stderr")]
+        for ending, name in names:
             quietly(os.rename, base + ending, os.path.join(place, name))
 
     def _recycle(self, run):

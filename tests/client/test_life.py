@@ -19,6 +19,8 @@ from tests.client.master import SESSION, Master, Task
 from tests.client.test_work import WORKER, until
 
 SLEEPS = "sleep 1000"
+#: The name of a worker's folder, as a pattern: a hash.
+TICKET_FOLDER = "[0-9a-f]" * 24
 
 
 def running(hosts: Hosts, words: str = SLEEPS) -> int:
@@ -202,10 +204,10 @@ def test_403_stops_the_workers(hosts: Hosts, master: Master, exchange: bool) -> 
 def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "/bin/sh -c 'until test -e go; do sleep 0.02; done; echo here'"))
     client = hosts.start(Slots="2")
-    until(lambda: list(hosts.dir.glob("sweep-*/h*/*.err")))
+    until(lambda: list(hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}")))
     master.stop()
-    (errors,) = hosts.dir.glob("sweep-*/h*/*.err")
-    errors.with_suffix("").joinpath("go").touch()
+    (folder,) = hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}")
+    (folder / "go").touch()
     until(lambda: list(hosts.dir.glob("sweep-*/h*/unsent")))
     assert client.poll() is None
     master.add(Task(10001, "echo more"))
@@ -249,10 +251,10 @@ def test_patience_ends_and_the_next_client_posts(hosts: Hosts, master: Master) -
     master.worker = b"#!/bin/sh\nuntil test -e go; do sleep 0.02; done; echo kept\n"
     master.add(Task(10000, "worker"), Task(10001, SLEEPS))
     client = hosts.start(Slots="2")
-    until(lambda: len(list(hosts.dir.glob("sweep-*/h*/*.err"))) == 2)
+    until(lambda: len(list(hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}"))) == 2)
     master.stop()
-    for errors in hosts.dir.glob("sweep-*/h*/*.err"):
-        errors.with_suffix("").joinpath("go").touch()
+    for folder in hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}"):
+        (folder / "go").touch()
 
     assert client.wait(15) == 64
     assert hosts.gone()
@@ -479,9 +481,9 @@ def test_a_worker_in_use_is_not_pulled_away(hosts: Hosts, master: Master) -> Non
     master.worker = b"#!/bin/sh\nuntil test -e $1; do sleep 0.02; done\necho ok\n"
     master.add(Task(10000, f"worker {go}"), Task(10001, f"worker {go}"))
     stays = hosts.start(Host="h1")
-    until(lambda: list(hosts.dir.glob("sweep-*/h1-*/*.err")))
+    until(lambda: list(hosts.dir.glob(f"sweep-*/h1-*/{TICKET_FOLDER}")))
     leaves = hosts.start(Host="h2")
-    until(lambda: list(hosts.dir.glob("sweep-*/h2-*/*.err")))
+    until(lambda: list(hosts.dir.glob(f"sweep-*/h2-*/{TICKET_FOLDER}")))
     (shared,) = hosts.dir.glob("sweep-*/worker/*/worker")
     assert shared.stat().st_nlink == 3
     leaves.send_signal(signal.SIGTERM)
