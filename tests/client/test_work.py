@@ -37,7 +37,10 @@ def test_works_a_session_to_its_end_and_leaves_nothing(
 
     assert sorted(master.completed) == list(range(10000, 10012))
     assert "says number 7" in master.text(10007)
-    assert sorted(master.given) == sorted(set(master.given))
+    given = master.given.copy()  # on a busy machine what waited too long is given back, and again
+    for ticket in master.heard("back"):
+        given.remove(ticket)
+    assert sorted(given) == sorted(set(given))
     assert not hosts.dir.exists()
     assert hosts.gone()
 
