@@ -210,19 +210,18 @@ class RunningSession:
 
     # --- events in, records, deeds out ---------------------------------------------------
 
-    def _submit(self, event: Event, *first: JournalRecord, awaited: bool = True) -> Deferred[None]:
+    def _submit(self, event: Event, *first: JournalRecord) -> Deferred[None]:
         """Let the core decide about an event, journal what it says, then do it.
 
         Args:
             event: what happened.
             first: records that belong to the event, written in the same transaction.
-            awaited: somebody is told when it is done.
 
         Returns:
             Fires after the commit and the deeds. Fails with ``JournalError``; the master
             stops then, for memory and disk no longer agree.
         """
-        return self._carry_out(self._core.handle(event), first, awaited=awaited)
+        return self._carry_out(self._core.handle(event), first, awaited=True)
 
     def _carry_out(
         self, effects: Sequence[Effect], first: Sequence[JournalRecord], *, awaited: bool
@@ -256,7 +255,11 @@ class RunningSession:
 
     def _happened(self, event: Event, *first: JournalRecord) -> None:
         """Submit an event that nobody waits for."""
-        self._submit(event, *first, awaited=False).addErrback(
+        effects = self._core.handle(event)
+        if not (effects or first) and self._left is None:
+            self._arm()  # most pings end here
+            return
+        self._carry_out(effects, first, awaited=False).addErrback(
             lambda why: why.trap(JournalError) and None
         )
 

@@ -16,6 +16,9 @@ from pexecd.units import Seconds, Stamp
 #: So many failed tasks and warnings are listed on a screen; statistics.json has more.
 LISTED = 10
 
+#: How tickets may end, in words, in the order of ``HostCounts.counts``.
+_WORDS = tuple(end.value for end in End)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -52,7 +55,7 @@ def summary(
 ) -> dict[str, Any]:
     """What ``statistics.json`` holds. Times in seconds; see docs/state.md.
 
-    Takes some ten microseconds for each host.
+    Takes some microseconds for each host.
 
     Args:
         at: the session.
@@ -60,26 +63,26 @@ def summary(
         collected: what collection reported at the end.
     """
     numbers = at.numbers
-    ends = {end.value: 0 for end in End}
-    hosts: dict[str, Any] = {
+    none = dict.fromkeys(_WORDS, 0)
+    hosts: dict[str, dict[str, Any]] = {
         name: {
             "status": report.status,
             "reason": report.reason,
             "running": 0,
             "busy_s": 0.0,
             "set_aside": None,
+            **none,
         }
-        | {end.value: 0 for end in End}
         for name, report in at.hosts.items()
     }
-    for name, counts in numbers.hosts.items():
+    for name, (counts, busy, running, aside) in numbers.hosts.items():
         host = hosts.setdefault(name, {"status": "", "reason": ""})
-        host["running"] = counts.running
-        host["busy_s"] = round(counts.busy, 3)
-        host["set_aside"] = counts.aside
-        for end, number in counts.ends.items():
-            host[end.value] = number
-            ends[end.value] += number
+        host["running"] = running
+        host["busy_s"] = round(busy, 3)
+        host["set_aside"] = aside
+        host.update(zip(_WORDS, counts, strict=True))
+    by_end = zip(*[host.counts for host in numbers.hosts.values()], strict=True)
+    ends = none | dict(zip(_WORDS, map(sum, by_end), strict=False))
     return {
         "name": at.name,
         "session": at.session,

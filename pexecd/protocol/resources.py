@@ -154,12 +154,20 @@ class ConfigResource(ClientResource):
 
 
 class PingResource(ClientResource):
-    """``GET /ping``."""
+    """``GET /ping``: answered at once, for thousands of clients do little else."""
 
-    async def respond(self, request: Request) -> None:
-        session = self.session(request)
-        ticket = read_ticket(required(request, "ticket"))
-        request.answer(204 if session.ping(caller_of(request), ticket) else 205)
+    def render(self, request: Request) -> int:
+        if request.problem is not None:
+            return super().render(request)
+        try:
+            session = self.session(request)
+            ticket = read_ticket(required(request, "ticket"))
+            works = session.ping(caller_of(request), ticket)
+        except RequestRejectedError as error:
+            request.answer(error.status, text_line(error))
+        else:
+            request.answer(204 if works else 205)
+        return NOT_DONE_YET
 
 
 class WorkerResource(ClientResource):

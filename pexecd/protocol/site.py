@@ -16,6 +16,7 @@ import struct
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -81,6 +82,9 @@ class Channel(http.HTTPChannel):
         # The peer asked for more before it could have had that reply.
         self._asked_ahead = False
         self._confirming: IDelayedCall | None = None
+        # When the peer has taken too long, and when that is looked at.
+        self._late_at = inf
+        self._timer: IDelayedCall | None = None
 
     # --- receiving ---------------------------------------------------------------------------
 
@@ -90,12 +94,34 @@ class Channel(http.HTTPChannel):
         super().connectionMade()
 
     def setTimeout(self, period: Seconds | None) -> Seconds | None:
-        # Twisted looks through all timers there are for one that is moved to an earlier time,
-        # but forgets a cancelled one at no cost.
-        before: Seconds | None = super().setTimeout(None)
+        # Not TimeoutMixin's: it moves a timer four times in a request. This one is made anew only
+        # where it would come too late; one that comes too early looks again.
+        before, self.timeOut = self.timeOut, period
+        self._late_at = inf
         if period is not None:
-            super().setTimeout(period)
+            self._late_at = self.site.reactor.seconds() + period
+            if self._timer is not None and self._timer.getTime() > self._late_at:
+                self._stop_timer()
+            if self._timer is None:
+                self._timer = self.callLater(period, self._look)
         return before
+
+    def resetTimeout(self) -> None:
+        if self.timeOut is not None:
+            self.setTimeout(self.timeOut)
+
+    def _look(self) -> None:
+        self._timer = None
+        left = self._late_at - self.site.reactor.seconds()
+        if left <= 0:
+            self.timeoutConnection()
+        elif left != inf:
+            self._timer = self.callLater(left, self._look)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
@@ -260,6 +286,7 @@ class Channel(http.HTTPChannel):
         if self._confirming is not None:
             self._confirming.cancel()
         super().connectionLost(reason)
+        self._stop_timer()
         if undelivered is not None and not reason.check(ConnectionDone):
             undelivered()
 

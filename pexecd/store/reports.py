@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -174,8 +174,25 @@ def write_json(path: Path, values: Mapping[str, Any], mode: int = 0o600) -> None
         raise _unwritten(path, error) from None
 
 
-def _json(values: Mapping[str, Any]) -> Iterable[str]:
-    return [json.dumps(values, indent=2, ensure_ascii=False), "\n"]
+def _json(values: Mapping[str, Any]) -> Iterator[str]:
+    """As text: a line for each value, and for each entry of a value that is an object.
+
+    With ``indent=`` the json module is some times slower, which counts where hosts are many.
+    """
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    before = "{"
+    for key, value in values.items():
+        yield f"{before}\n  {encode(key)}: "
+        before = ","
+        if not isinstance(value, dict) or not value:
+            yield encode(value)
+            continue
+        inner = "{"
+        for name, entry in value.items():
+            yield f"{inner}\n    {encode(name)}: {encode(entry)}"
+            inner = ","
+        yield "\n  }"
+    yield "\n}\n" if values else "{}\n"
 
 
 def _replace(path: Path, text: Iterable[str], mode: int) -> None:

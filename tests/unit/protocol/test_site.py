@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unittest.mock import patch
 from urllib.parse import quote
 
 from hypothesis import given
@@ -91,6 +92,14 @@ class DeadlineTests(SynchronousTestCase):
         self.clock.advance(LIMITS.idle - 1)
         self.channel.dataReceived(CONFIG)
         self.ends_after(LIMITS.idle)
+
+    def test_many_requests_move_few_timers(self) -> None:
+        with patch.object(self.clock, "callLater", wraps=self.clock.callLater) as begun:
+            for _ in range(60):
+                self.channel.dataReceived(CONFIG)
+                self.clock.advance(1)
+        self.assertLess(begun.call_count, 2 * 60 / LIMITS.head + 1)
+        self.ends_after(LIMITS.idle - 1)
 
     def test_the_second_request_has_its_deadline(self) -> None:
         self.channel.dataReceived(CONFIG)

@@ -83,6 +83,26 @@ def test_only_the_latest_statistics_count(tmp_path: Path, pump: Pump) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {},
+        {"hosts": {}, "failed_tasks": []},
+        {"name": "Größe", "hosts": {":": {"done": 1}, 'a\n"b': {}}, "list": [{"a": 1}]},
+    ],
+)
+def test_statistics_are_json_with_a_line_for_each_host(
+    tmp_path: Path, pump: Pump, numbers: dict[str, object]
+) -> None:
+    path = tmp_path / "statistics.json"
+    statistics = StatisticsFile(path, pump)
+    statistics.write(lambda: numbers)
+    pump.wait(statistics.close())
+    assert json.loads(path.read_text()) == numbers
+    if numbers.get("hosts"):
+        assert '\n    ":": {"done": 1},\n' in path.read_text()
+
+
 @pytest.fixture
 def logged() -> Iterator[list[LogEvent]]:
     events: list[LogEvent] = []
