@@ -10,9 +10,11 @@ demo: $(VENV)/.installed
 	$(BIN)/pexecd run examples/ising/ising.ini --fresh
 	$(BIN)/python examples/ising/show.py examples/ising/results.txt
 
+# Most tests of real processes wait: three at a time keep two cores busy.
+WORKERS ?= 3
 test: $(VENV)/.installed-dev system-packages
 	$(MAKE) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 quick: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/unit tests/contract
