@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -20,6 +21,14 @@ T = TypeVar("T")
 
 #: Ended tickets wait so long for others to be read and logged with: each turn costs a query.
 GATHERED: Seconds = 0.5
+
+#: So many are read together: bounds memory when many have waited.
+TOGETHER = 4096
+
+#: While logs are written anew, a pause of so many times what a piece of so many rows took: what
+#: that thread computes, the reactor cannot.
+_PAUSE = 3
+_PIECE = 100
 
 
 class Attempts:
@@ -44,6 +53,8 @@ class Attempts:
         self._timer: IDelayedCall | None = None
         self._tickets: list[int] = []
         self._writing: Deferred[None] | None = None
+        #: Somebody waits for the end.
+        self._closing = False
 
     def begin(
         self,
@@ -67,7 +78,7 @@ class Attempts:
             readers = [_begun(rows) for rows in earlier()]
             in_reactor(partial(known.callback, None))
             for log, rows in zip(self._logs, readers, strict=True):
-                log.rewrite((row, self._teller.command(task)) for row, task in rows)
+                log.rewrite((row, self._teller.command(task)) for row, task in self._slowly(rows))
 
         def lost(why: Failure) -> None:
             self._lost(why)
@@ -77,6 +88,16 @@ class Attempts:
         self._writing = in_thread(rewrite).addErrback(lost)
         self._writing.addCallback(self._idle)
         return known
+
+    def _slowly(self, rows: Iterator[T]) -> Iterator[T]:
+        """The same rows, with pauses while nobody waits for their end."""
+        began = time.thread_time()
+        for number, row in enumerate(rows, 1):
+            yield row
+            if number % _PIECE == 0:
+                if not self._closing:
+                    time.sleep(_PAUSE * (time.thread_time() - began))
+                began = time.thread_time()
 
     def ended(self, tickets: Sequence[int]) -> None:
         """These tickets ended, and that is committed."""
@@ -94,6 +115,7 @@ class Attempts:
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
+        self._closing = True
         while self._writing is not None or self._timer is not None:
             if self._timer is not None:
                 self._timer.cancel()
@@ -107,7 +129,7 @@ class Attempts:
 
     async def _write(self) -> None:
         while self._tickets:
-            tickets, self._tickets = self._tickets, []
+            tickets, self._tickets = self._tickets[:TOGETHER], self._tickets[TOGETHER:]
             command = self._teller.command
             rows = [(row, command(task)) for row, task in await self._journal.ended(tickets)]
             for log in self._logs:
