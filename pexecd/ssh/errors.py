@@ -129,9 +129,9 @@ class JumpRefusedError(HostError):
 
 
 class CommandFailedError(HostError):
-    """A command could not be run, or ended without a status."""
+    """The server closed a command's channel without an exit status; the command may still run."""
 
-    advice = "try it by hand with ssh"
+    advice = "try it by hand with ssh; see ChannelTimeout in the server's sshd_config"
 
 
 class CopyFailedError(HostError):

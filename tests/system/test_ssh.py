@@ -31,6 +31,7 @@ from pexecd.ssh import connector
 from pexecd.ssh.connector import Connector
 from pexecd.ssh.errors import (
     ChannelRefusedError,
+    CommandFailedError,
     ConnectionLostError,
     CopyFailedError,
     HostKeyChangedError,
@@ -481,6 +482,20 @@ class TestCommands(SSHCase):
         connection = await self.connect(host)
         with self.assertRaises(ChannelRefusedError):
             await self.run_command(connection, "true")
+
+    async def test_the_server_ends_a_command_that_says_nothing(self) -> None:
+        """Its channel is closed with neither status nor signal, and the connection lives."""
+        host = lab.sshd("127.0.0.20", extra="ChannelTimeout session:command=1s")
+        # the second goes by the system's ssh, which has no say in it
+        for config in (lab.ssh_config(host), lab.ssh_config(host, extra="BindAddress 127.0.0.1")):
+            connection = await self.connect(host, config)
+            with self.assertRaises(CommandFailedError) as caught:
+                await connection.run("echo begun >&2; exec sleep 60", b"", 30)
+            self.assertIn("without an exit status: begun; ", str(caught.exception))
+            self.assertIn("ChannelTimeout", str(caught.exception))
+            result = await self.run_command(connection, "echo alive")
+            self.assertEqual((result.status, result.stdout), (0, b"alive\n"))
+            await connection.close()
 
     async def test_the_server_dies_under_a_command(self) -> None:
         host = lab.sshd("127.0.0.17")
