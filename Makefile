@@ -35,8 +35,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# What the tests need beside Python: sshd and runit (no service starts), ip, curl, perl, a C compiler,
-# systemd-analyze.
+# What the tests need beside Python: sshd, a Kerberos KDC and runit (no service starts), ip, curl, perl,
+# a C compiler, systemd-analyze.
 .PHONY: system-packages
 system-packages:
 	sh tests/system/packages.sh

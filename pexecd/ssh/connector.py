@@ -33,6 +33,7 @@ from pexecd.ssh.agent import AgentClient, AgentError, connect_agent
 from pexecd.ssh.binary import SystemSSH
 from pexecd.ssh.connection import Connection
 from pexecd.ssh.errors import (
+    GSSAPI,
     HostKeyChangedError,
     HostKeyUnknownError,
     KeysRejectedError,
@@ -72,7 +73,6 @@ MOST_AT_ONCE = 128
 LONGEST_SOCKET_PATH = 107
 
 CONNECT = "connect"
-GSSAPI = "gssapi-with-mic"
 
 _events = Logger()
 

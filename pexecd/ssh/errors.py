@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pexecd.errors import HostError
 
+#: Kerberos, as SSH servers call it.
+GSSAPI = "gssapi-with-mic"
+
 
 class SSHMissingError(HostError):
     """This machine has no ``ssh``, which reads the user's settings for us."""
@@ -113,6 +116,13 @@ class KeysRejectedError(HostError):
         "add a public key to ~/.ssh/authorized_keys there, load an encrypted key into "
         "ssh-agent, or name the right one by IdentityFile"
     )
+
+    def __init__(self, host: str, stage: str, reason: str, said: str = "") -> None:
+        methods = f"{reason} {said}"  # both Conch's reason and ssh's words have them
+        if GSSAPI in methods:
+            kerberos = "get a Kerberos ticket with kinit, and set `GSSAPIAuthentication yes`"
+            self.advice = f"{self.advice}; or {kerberos}" if "publickey" in methods else kerberos
+        super().__init__(host, stage, reason, said)
 
 
 class ChannelRefusedError(HostError):

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the system tests need and the machine lacks, from Debian's packages.
-# openssh-server's own service must not start on port 22: policy-rc.d forbids it meanwhile.
+# No service of theirs may start (sshd on port 22, a KDC): policy-rc.d forbids it meanwhile.
 set -eu
 missing=
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
@@ -14,6 +14,9 @@ need runsv runit
 need systemd-analyze systemd
 need tcsh tcsh
 need fish fish
+need krb5kdc krb5-kdc
+need kadmin.local krb5-admin-server
+need kinit krb5-user
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "The system tests need these packages, please install them:$missing" >&2

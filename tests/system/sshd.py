@@ -132,7 +132,8 @@ class Sshd:
             extra: lines of sshd_config; they win.
             port: None: a free one.
             host_keys: types.
-            within: what leads into another network, before the command.
+            within: what goes before the command: it leads into another network, or adds to its
+                environment.
         """
         self.folder = folder
         self.address = address
@@ -273,7 +274,8 @@ class Lab:
             extra: lines for its sshd_config.
             port: None: a free one.
             host_keys: types of its keys.
-            within: what leads into another network, before the command.
+            within: what goes before the command: it leads into another network, or adds to its
+                environment.
         """
         folder = self.folder / f"sshd-{len(self.hosts) + 1}"
         folder.mkdir()

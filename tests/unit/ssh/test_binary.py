@@ -68,6 +68,19 @@ def test_by_itself(said: str, kind: type[HostError], stage: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("methods", "key", "ticket"),
+    [
+        ("publickey,password", True, False),
+        ("publickey,gssapi-keyex,gssapi-with-mic", True, True),
+        ("gssapi-keyex,gssapi-with-mic", False, True),
+    ],
+)
+def test_what_may_help_to_log_in(methods: str, key: bool, ticket: bool) -> None:
+    error = explain("node7", f"ann@h: Permission denied ({methods}).", "", "")
+    assert ("authorized_keys" in str(error), "kinit" in str(error)) == (key, ticket)
+
+
+@pytest.mark.parametrize(
     ("proxy_said", "kind", "at_gate"),
     [
         ("ssh: connect to host gate port 22: Connection refused", RefusedError, True),
