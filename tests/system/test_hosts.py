@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.client.conftest import find_python
 from tests.system.running import JobFolder, adds_up, wait_until
 from tests.system.sshd import Lab, Sshd, end_process, free_port
 
@@ -257,3 +259,80 @@ def test_give_up_ends_a_run_without_hosts(tmp_path: Path, lab: Lab) -> None:
     )
     printed = job.run(expect=3)
     assert "refused" in printed
+
+
+PYTHONS = {"3.6": "3.6.15", "3.8": "3.8.18", "3.11": "3.11.7", "3.13": "3.13.0"}
+
+#: What ends in every way there is, with results of every kind.
+MIXED_JOB = """\
+[job]
+cluster = lab.hosts
+parameters = table.txt
+timeout = 2
+attempts = 1
+[worker]
+name = work
+command = work $n
+executable = work.sh
+[result]
+output = stdout
+said = stderr
+big = big.txt
+[collect]
+output = table results.txt
+said = table said.txt
+big = concat big.txt
+failed = failed.txt
+[client]
+ping = 1
+[ssh]
+config = ssh_config
+"""
+
+MIXED_WORKER = """\
+#!/bin/sh
+case $1 in
+bad) echo "it is bad" >&2; exit 7;;
+slow) sleep 600;;
+esac
+echo "said $1" >&2
+head -c 2000000 /dev/zero | tr '\\000' x > big.txt
+echo "$1" >> big.txt
+readlink /proc/$PPID/exe
+"""
+
+
+def test_clients_of_many_pythons_over_ssh(tmp_path: Path, lab: Lab) -> None:
+    """Jobs side by side, each on a host whose Python is another."""
+    tasks = ["bad", "slow", *map(str, range(1, 7))]
+    running = []
+    with contextlib.ExitStack() as mounts:
+        for number, (short, exact) in enumerate(PYTHONS.items()):
+            # where the hosts' users may look, which the home of who runs the tests is not
+            place = lab.folder / f"python-{short}"
+            place.mkdir()
+            prefix = Path(find_python(short, exact)).resolve().parents[1]
+            subprocess.run(["mount", "--bind", prefix, place], check=True)
+            mounts.callback(subprocess.check_call, ["umount", "--lazy", place])
+            host = lab.sshd(f"127.0.0.{61 + number}")
+            program = place / "bin" / f"python{short}"
+            start = lab.folder / f"start-{short}"  # its library, too, is said to be in that home
+            start.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={place}/lib exec {program} "$@"\n')
+            start.chmod(0o755)
+            line = f"2/{host.login}@{host.address}:{host.port} python={start}\n"
+            files = {"lab.hosts": line, "work.sh": MIXED_WORKER}
+            job = JobFolder(tmp_path / short, MIXED_JOB, ["n", *tasks], files)
+            lab.ssh_config(host).rename(job.path / "ssh_config")
+            running.append((job, job.start(), program))
+        for job, process, program in running:
+            job.finish(process, expect=1)
+            assert job.lines("results.txt") == ["n|output", *(f"{n}|{program}" for n in tasks[2:])]
+            assert job.lines("said.txt") == ["n|said", *(f"{n}|said {n}" for n in tasks[2:])]
+            assert job.lines("big.txt") == ["x" * 2_000_000 + n for n in tasks[2:]]
+            failed = (job.path / "failed.txt").read_text()
+            assert "bad" in failed
+            assert "slow" in failed
+            numbers = job.statistics()
+            adds_up(numbers)
+            assert (numbers["done"], numbers["failed"]) == (6, 2)
+            assert "it is bad" in (job.state / "log" / "failures.log").read_text()
