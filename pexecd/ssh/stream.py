@@ -127,7 +127,7 @@ class Stream(SSHChannel):
         self._over(ConnectionLost())
 
     def _over(self, reason: Exception) -> None:
-        """Tell the protocol, once, as soon as it can do nothing more with it."""
+        """Tell the protocol, once, that it can do nothing more with it."""
         protocol, self._protocol = self._protocol, None
         producer, self._producer = self._producer, None
         self._producer_paused = False
@@ -139,7 +139,8 @@ class Stream(SSHChannel):
         if producer is not None:
             producer.stopProducing()
         if protocol is not None:
-            protocol.connectionLost(Failure(reason))
+            # not within this call: TLS has more to do after it asked for the end
+            self._clock.callLater(0, protocol.connectionLost, Failure(reason))
 
     # --- receiving -----------------------------------------------------------------------------
 
