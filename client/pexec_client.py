@@ -301,8 +301,8 @@ class Server:
 
     ``http://host:port``: a name, an IPv4 or an [IPv6] address. ``https://host:port#SHA256``: the
     same by TLS, with the one who has the certificate of that checksum. ``unix:PATH``: a socket.
-    ``file:PATH``: what a file says, which is read again when no known address answers: a tunnel
-    may come back at another place. Socket and file are in a folder that is ours alone.
+    ``file:PATH``: what a file says, which is read for each connection: a tunnel may come back at
+    another place. Socket and file are in a folder that is ours alone.
     """
 
     def __init__(self, url):
@@ -310,6 +310,7 @@ class Server:
         self.path = self.authority = self.pin = self.socket = ""
         # an absolute path: the current folder is that of the last worker
         self._file = os.path.abspath(to_path(url[5:])) if url.startswith("file:") else ""
+        self._said = ""  # by the file
         self._addresses = []
         if not self._file:
             self._read(url)
@@ -341,10 +342,14 @@ class Server:
         Looking up a name blocks the loop; it happens at the start, and again only when
         no known address answered.
         """
-        if self._file and not self._addresses:
+        if self._file:
             check_folder_of(self._file)
             with open(self._file) as file:
-                self._read(file.read().strip())
+                said = file.read().strip()
+            if said != self._said:
+                self._addresses = []
+                self._read(said)
+                self._said = said
         if self.socket:
             check_folder_of(self.socket)  # each time: it may have been removed, and be another's
             return [(socket.AF_UNIX, self.socket)]
@@ -640,6 +645,8 @@ class Request:
         self._done = done
         self._sock = None
         self._begun = False  # some of the answer has come
+        self.since = self.moved = time.monotonic()  # moved: a byte last came or went
+        self._hurried = False
         self._steps = self._go()
         self._timer = self._loop.later(0, self._step)
 
@@ -657,7 +664,8 @@ class Request:
         mask = yield
         self._loop.cancel(self._timer)
         if mask is None:
-            raise socket.timeout("no answer in %d s" % limit)
+            raise socket.timeout("no answer in %d s" % (time.monotonic() - self.moved))
+        self.moved = time.monotonic()
         return mask
 
     def _go(self):
@@ -675,6 +683,8 @@ class Request:
             yield from self._connect()
             return (yield from self._talk())
         except (OSError, ValueError) as error:
+            if isinstance(error, socket.timeout) and not self._hurried:
+                self._http.silence()
             return Response(error=getattr(error, "strerror", None) or str(error))
         finally:
             self._drop()
@@ -739,6 +749,7 @@ class Request:
                 mask = yield from self._wait(both if out else selectors.EVENT_READ, self._limit)
                 if mask & selectors.EVENT_READ:
                     self._receive(response)
+            self._http.answer_to(self)
             if response.keep and not out and not broken:
                 self._http.keep(self._sock)
                 self._sock = None
@@ -774,6 +785,12 @@ class Request:
             self._sock.close()
             self._sock = None
 
+    def hurry(self):
+        """It has waited long enough, and ends as if its limit were over."""
+        self._hurried = True
+        self._loop.cancel(self._timer)
+        self._timer = self._loop.later(0, self._step)
+
     def cancel(self):
         """Break it off; ``done`` is not called."""
         self._http.running.discard(self)
@@ -791,6 +808,7 @@ class Http:
         self.server = server
         self.running = set()
         self._kept = {}  # socket -> since when
+        self._silence = 0.0  # when a request last ended for it, if none was answered since
 
     def send(self, method, target, done, make_body=Body, sink=None, limit=ANSWER_LIMIT):
         request = Request(self, method, target, make_body, limit, sink, done)
@@ -811,6 +829,28 @@ class Http:
             self._forget(sock)
         return None
 
+    def silence(self):
+        """A request ran into its limit: those kept may lead to the same nowhere."""
+        self._silence = time.monotonic()
+        self._forget_all()
+
+    def answer_to(self, request):
+        """A connection made after a silence works: who waits on an older one waits in vain.
+
+        So it is when a cable was cut and the tunnel came back: the other side of what was open
+        is gone, and nobody says so.
+        """
+        silence = self._silence
+        if silence and request.since >= silence:
+            self._silence = 0.0
+            for other in self.running:
+                if other.moved < silence:
+                    other.hurry()
+
+    def _forget_all(self):
+        for sock in list(self._kept):
+            self._forget(sock)
+
     def _forget(self, sock):
         self._kept.pop(sock, None)
         self.loop.watch(sock, 0)
@@ -819,8 +859,7 @@ class Http:
     def close(self):
         for request in list(self.running):
             request.cancel()
-        for sock in list(self._kept):
-            self._forget(sock)
+        self._forget_all()
 
 
 # --- the wire format ----------------------------------------------------------------------
@@ -2569,6 +2608,7 @@ class Exchange:
             answered,
             make_body,
             reader.feed,
+            self._limit,
         )
 
     def _pings(self, now):

@@ -65,6 +65,12 @@ class Computer:
         """A command that runs on this computer, with the process ID that it is started with."""
         return ["ip", "netns", "exec", self.name, *words]
 
+    def slow(self, rate: str) -> None:
+        """Limit what it sends, from now on; ``rate`` as ``tc`` has it: 4mbit."""
+        limit = ["root", "tbf", "rate", rate, "burst", "32kb", "latency", "200ms"]
+        command = self.command("tc", "qdisc", "add", "dev", "cable", *limit)
+        subprocess.run(command, check=True, timeout=LIMIT)
+
     @contextlib.contextmanager
     def cut(self, how: Cut) -> Iterator[None]:
         """No packet comes or goes meanwhile."""
