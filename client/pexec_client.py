@@ -714,6 +714,7 @@ class Request:
             tried.append("%s: %s" % (name, reason))
             self._drop()
         server.forget()
+        self._http.silence()
         raise OSError("; ".join(tried))
 
     def _secure(self, pin):
@@ -830,7 +831,7 @@ class Http:
         return None
 
     def silence(self):
-        """A request ran into its limit: those kept may lead to the same nowhere."""
+        """A request ran into its limit, or nobody could be reached: nor, then, by those kept."""
         self._silence = time.monotonic()
         self._forget_all()
 

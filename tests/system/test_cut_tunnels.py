@@ -76,6 +76,7 @@ class FieldWork(Work):
         assert [len(line) for line in fields[:BIG_TASKS]] == [BIG + 1] * BIG_TASKS
         numbers = self.job.statistics()
         adds_up(numbers)
+        assert "Traceback" not in (self.job.state / "log" / "master.log").read_text()
         # tickets in doubt, at most: nothing failed
         assert numbers["done"] == self.tasks
         assert (
