@@ -115,6 +115,10 @@ def test_a_cut_amid_uploads(
     master, *computers = (network.computer() for _ in range(3))
     hosts = hosts_of(lab, computers, extra)
     work = FieldWork(tmp_path / "job", lab, hosts, 10)
+    job = work.job.path / "job.ini"
+    # a client that is not back when the run ends hears of nothing: it leaves when that is over
+    patience = f"ping = 1\npatience = {seconds + 60:.0f}"
+    job.write_text(job.read_text().replace("ping = 1", patience))
     process = work.start(4, *master.command(*PEXECD, "run", "job.ini"))
     for computer in computers:
         computer.slow("4mbit")
