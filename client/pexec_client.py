@@ -1979,7 +1979,7 @@ class Run:
 
     __slots__ = (
         *("task", "slot", "workspace", "pid", "started", "output", "errors", "watched"),
-        *("limit", "over", "stopped", "timed_out", "kill_at"),
+        *("limit", "over", "stopped", "timed_out", "kill_at", "writes", "full"),
     )
 
     def __init__(self, task, slot, workspace):
@@ -1996,6 +1996,8 @@ class Run:
         self.stopped = False
         self.timed_out = False
         self.kill_at = 0.0
+        self.writes = any(file not in STREAMS for _, file in task.results)
+        self.full = False  # the disk was full while it ran: its files may be cut off
 
     def signal(self, number):
         try:
@@ -2257,6 +2259,8 @@ class Engine:
                 self.free.append(run.slot)
                 self.over.append((run, status, now))
                 self.finished += 1
+        if any(run.writes for run, _, _ in self.over) and self._full():
+            self._make_room()
         self.fill()
         if len(self.over) >= self.SETTLE_MOST:
             self.settle()
@@ -2264,6 +2268,17 @@ class Engine:
             self._settling = True
             self._loop.later(AGE, self._settle_old)
         self._client.go_on()
+
+    def _make_room(self):
+        """The disk is full: before the next worker starts, what failed for that is removed.
+
+        Afterwards nobody could see that the others, which run now, wrote to a full disk.
+        """
+        for run in self.runs.values():
+            run.full = True
+        self.settle()
+        while self._litter:
+            remove_ticket(self._litter.popleft())
 
     def _settle_old(self):
         self._settling = False
@@ -2312,8 +2327,7 @@ class Engine:
                 parts, large = self._gather(run)
             except OSError as error:
                 kind, reason = "missing", error.strerror
-        on_disk = reason or large or any(file not in STREAMS for _, file in run.task.results)
-        if on_disk and self._full():
+        if (reason or large or run.writes) and (run.full or self._full()):
             # also where the worker noticed nothing: its results may be cut off
             reason = (reason + "; " if reason else "") + "no space left on the host's disk"
         if reason:

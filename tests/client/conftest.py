@@ -162,11 +162,18 @@ class Hosts:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        assert self.gone()
         client = load_client()
         for session, host in self._names:  # a killed client leaves its lock's file
             lock = client.HostLock(session, host)
             lock.take()
             lock.release()
+
+    def locks(self) -> list[Path]:
+        """The locks of clients of this test that are there."""
+        client = load_client()
+        paths = [Path(client.HostLock(*name)._path) for name in self._names]
+        return [path for path in paths if path.exists()]
 
     def places(self) -> list[Path]:
         """The folders of clients."""

@@ -481,9 +481,9 @@ def test_a_worker_in_use_is_not_pulled_away(hosts: Hosts, master: Master) -> Non
     go = hosts.home / "go"
     master.worker = b"#!/bin/sh\nuntil test -e $1; do sleep 0.02; done\necho ok\n"
     master.add(Task(10000, f"worker {go}"), Task(10001, f"worker {go}"))
-    stays = hosts.start(Host="h1")
+    stays = hosts.start(Host="h1", Slots="1")
     until(lambda: list(hosts.dir.glob(f"sweep-*/h1-*/{TICKET_FOLDER}")))
-    leaves = hosts.start(Host="h2")
+    leaves = hosts.start(Host="h2", Slots="1")
     until(lambda: list(hosts.dir.glob(f"sweep-*/h2-*/{TICKET_FOLDER}")))
     (shared,) = hosts.dir.glob("sweep-*/worker/*/worker")
     assert shared.stat().st_nlink == 3
@@ -549,12 +549,10 @@ def test_the_copied_client_deletes_itself(hosts: Hosts, master: Master, delete: 
     folder.mkdir(parents=True, mode=0o700)
     copy = folder / "pexec_client-0123.py"
     shutil.copy(CLIENT, copy)
-    lock_folder = Path(f"/tmp/pexec-{os.geteuid()}")
-    locks = set(lock_folder.glob("*"))
 
     assert hosts.run(client=copy, Dir="~/.cache/pexecd", Copied="Yes") == 0
 
-    assert set(lock_folder.glob("*")) <= locks
+    assert hosts.locks() == []
     left = [path for path in hosts.home.rglob("*") if not path.name.startswith("log")]
     assert left == ([] if delete == "Yes" else [hosts.home / ".cache", folder, copy])
 

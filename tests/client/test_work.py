@@ -17,7 +17,7 @@ from tests.client.master import SESSION, Master, Task
 WORKER = b"#!/bin/sh\necho worker $0 says $@\n"
 
 
-def until(condition: object, limit: float = 10.0) -> None:
+def until(condition: object, limit: float = 60.0) -> None:
     assert callable(condition)
     end = time.monotonic() + limit
     while not condition():
