@@ -235,9 +235,6 @@ class JobService(Service):
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
             _note_clients(journal, "left")
-            # What is loaded by now stays: to look at it again takes the garbage collector a tenth
-            # of a second each time, and the reactor waits.
-            gc.freeze()
             launcher.start()
             if self._job.cluster is not None:
                 changed = partial(self._hosts_changed, session, launcher)
@@ -642,6 +639,7 @@ def _tune_interpreter(stack: AsyncExitStack, reactor: Any) -> None:
     sys.setswitchinterval(LET_GO)
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, _NEVER)
+    gc.freeze()  # what is loaded by now stays: it need not be looked at again
     seeking = LoopingCall(gc.collect)
     seeking.clock = reactor
     seeking.start(CYCLES_SOUGHT, now=False)

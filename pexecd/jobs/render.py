@@ -27,13 +27,9 @@ class Renderer:
         """The names of a line's cells, and the cells."""
         return dict(zip(self._columns, cells, strict=True))
 
-    def arguments(self, cells: Sequence[str]) -> Sequence[str]:
-        """The words of a line's command."""
-        return self._command.words(self.parameters(cells))
-
     def line(self, cells: Sequence[str]) -> str:
         """A line's command, in POSIX shell quoting."""
-        return self._command.line(dict(zip(self._columns, cells, strict=True)))
+        return self._command.line(self.parameters(cells))
 
     def environment(self, cells: Sequence[str]) -> Mapping[str, str]:
         """Variables beyond the job's ``[env]``: the parameters, with ``shell = yes``."""
@@ -48,11 +44,10 @@ class Renderer:
 
     def render(self, cells: Sequence[str]) -> Rendered:
         """What the task of a line is run with."""
-        values = self.parameters(cells)
         return Rendered(
-            arguments=tuple(self._command.words(values)),
-            environment=values if self._shell else _NOTHING,
-            inputs=tuple([(file, content(values)) for file, content in self._inputs]),
+            arguments=tuple(self._command.words(self.parameters(cells))),
+            environment=self.environment(cells),
+            inputs=tuple(self.inputs(cells)),
         )
 
 
