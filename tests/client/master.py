@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import secrets
 import socket
 import threading
 import time
@@ -16,7 +17,8 @@ from io import BufferedIOBase
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-SESSION = "5ecre7-session-0123456789abcdef"
+# one for each test process: a client locks its host for its session, and tests run side by side
+SESSION = f"5ecre7-session-{secrets.token_hex(8)}"
 
 
 @dataclass
