@@ -115,7 +115,8 @@ import urllib.parse
 CHUNK = 256 * 1024  # bytes read or sent at once; the memory a transfer needs
 LINE_MOST = 4 * 1024 * 1024  # bytes of a line in a task; argument lists end at 2 MiB
 STDERR_TAIL = 4096  # bytes of standard error that go with a failure
-INLINE_MOST = 16384  # bytes of a result that is kept in memory and told in an exchange
+INLINE_MOST = 131072  # bytes of results that are kept in memory and told in an exchange ...
+OUTBOX_MOST = 2 * 1024 * 1024  # ... while so many in all wait for the next one; else from disk
 TIMEOUT_NONE = 31536000  # a Timeout that means: no limit
 AGE = 0.05  # seconds until it is told that a worker has ended: then for many at once
 KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
@@ -2371,7 +2372,7 @@ class Engine:
                 words = (to_text(name), to_text(file), error.strerror)
                 raise OSError(error.errno, "result %s: %s: %s" % words) from error
             parts.append(b"[Result]\nName=%s\n%s%s%s" % (name, opening(len(data)), data, CLOSING))
-        if size <= INLINE_MOST:
+        if size <= INLINE_MOST and self._client.has_room():
             return parts, False
         try:
             for stream in run.streams():
@@ -2479,7 +2480,7 @@ class Exchange:
         self._most = most  # bytes of a body
         # a ticket is doubtful after 3 x ping + 5 s of silence: there must be time for another try
         self._limit = max(2 * ping, 10.0)
-        self._size = 0  # bytes in the outbox, without the entries' heads
+        self.size = 0  # bytes in the outbox, without the entries' heads
         self._call = None
         self._carried = []  # outcomes in the one that is under way
         self._back = []  # tickets to give back
@@ -2495,7 +2496,7 @@ class Exchange:
 
     def add(self, outcome):
         self.outbox.append(outcome)
-        self._size += len(outcome.body)
+        self.size += len(outcome.body)
 
     def unconfirmed(self):
         return self._carried + self.outbox
@@ -2552,7 +2553,7 @@ class Exchange:
             return True
         if self._ping_due and (engine.runs or engine.waiting or self._client.large()):
             return True
-        if (self.outbox or engine.over) and not engine.runs or self._size > self._most // 2:
+        if (self.outbox or engine.over) and not engine.runs or self.size > self._most // 2:
             return True
         return len(engine.waiting) <= self._slots and self._want() > 0
 
@@ -2601,7 +2602,7 @@ class Exchange:
             size += len(entry)
         self._carried = self.outbox[: len(parts)]
         del self.outbox[: len(parts)]
-        self._size = sum(len(outcome.body) for outcome in self.outbox)
+        self.size = sum(len(outcome.body) for outcome in self.outbox)
         body += b"".join(parts)
 
         def make_body():
@@ -2653,7 +2654,7 @@ class Exchange:
                 client.no_more()
         elif response.status in (0, 503):
             self.outbox[:0] = carried
-            self._size += sum(len(outcome.body) for outcome in carried)
+            self.size += sum(len(outcome.body) for outcome in carried)
             client.keep_unsent(self.outbox)
             pause = response.retry_after() or next(self._backoff)
             self._pause = client.loop.later(pause, self._go_on)
@@ -3042,6 +3043,10 @@ class Client:
                 self._engine.waiting.remove(task)
                 task.discard()
                 self.forget(ticket)
+
+    def has_room(self):
+        """May a result wait in memory until it is told?"""
+        return not self._exchange or self._exchange.size < OUTBOX_MOST
 
     def large(self):
         """The records that are on their way."""

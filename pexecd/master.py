@@ -523,18 +523,26 @@ class RunningSession:
     async def _spool_first(
         self, ask: int, caller: Caller, want: int, posted: Posted, large: Sequence[int]
     ) -> None:
-        """Put the larger results on disk before all is journalled."""
-        spooled = {}
-        try:
-            for ticket, _, contents in posted.complete:
-                if ticket in large and self._core.wanted(ticket):
-                    spooled[ticket] = await self._spool(ticket, contents)
-        except JournalError:
-            for results in spooled.values():
-                self._parts.spool.discard(results)
-            self._exchange_failed(TwistedFailure(), ask)
+        """Put the larger results on disk, all at a time, before all is journalled."""
+        uploads = {
+            ticket: self._upload(ticket, contents)
+            for ticket, _, contents in posted.complete
+            if ticket in large and self._core.wanted(ticket)
+        }
+        spooled: dict[int, tuple[StoredResult, ...]] = {}
+        problem: TwistedFailure | None = None
+        for ticket, upload in uploads.items():
+            try:
+                spooled[ticket] = await upload
+            except JournalError as error:
+                self.disk.spool_failed(str(error))
+                problem = TwistedFailure()
+        if problem is None:
+            self._exchange(ask, caller, want, posted, spooled)
             return
-        self._exchange(ask, caller, want, posted, spooled)
+        for results in spooled.values():
+            self._parts.spool.discard(results)
+        self._exchange_failed(problem, ask)
 
     def _exchanger(self, ask: int) -> Deferred[TaskSupply] | None:
         """Take the exchange that waits under this number; None when its peer has left."""
@@ -626,17 +634,15 @@ class RunningSession:
         stored = ResultStored(self._now(), ticket, seconds)
         await self.disk.confirmed(self._submit(stored, kept))
 
-    async def _spool(self, ticket: int, contents: Mapping[str, bytes]) -> tuple[StoredResult, ...]:
+    def _upload(
+        self, ticket: int, contents: Mapping[str, bytes]
+    ) -> Deferred[tuple[StoredResult, ...]]:
         """Put results of an exchange on disk that are too large for the journal."""
         upload = self._parts.spool.upload(ticket)
         for name, data in contents.items():
             upload.begin(name, len(data))
             upload.write(data)
-        try:
-            return await upload.finish()
-        except JournalError as error:
-            self.disk.spool_failed(str(error))
-            raise
+        return upload.finish()
 
     def abandon(self, caller: Caller, ticket: int, upload: IUpload) -> None:
         """See ``ISession.abandon``."""

@@ -28,6 +28,9 @@ from pexecd.store.problems import try_disk
 
 #: Results of up to so many bytes are kept in the database.
 INLINE = 16 * 1024
+#: An upload is written in pieces of so many bytes: each costs a turn of a thread. One that is
+#: shorter is written, made durable and named in one turn.
+PIECE = 256 * 1024
 #: When so many bytes of an upload wait for the disk, its peer is to pause.
 MOST_WAITING = 1024 * 1024
 
@@ -211,7 +214,8 @@ class Upload:
             part.path = self._folder / name
         self._backlog.append((part, data))
         self._waiting_bytes += len(data)
-        self._go_on()
+        if self._waiting_bytes >= PIECE:
+            self._go_on()
         if self._waiting_bytes <= MOST_WAITING:
             return None
         behind: Deferred[None] = Deferred()
@@ -239,11 +243,12 @@ class Upload:
             return
         if self._error is not None:
             self._give_up(self._error)
+        elif self._finished is not None:
+            rest, self._backlog = self._backlog, []
+            self._in_thread(lambda: self._keep(rest), self._sync_folder).addCallback(self._kept)
         elif self._backlog:
             batch, self._backlog = self._backlog, []
             self._in_thread(lambda: self._store(batch)).addCallback(self._stored, batch)
-        elif self._finished is not None:
-            self._in_thread(self._keep, self._sync_folder).addCallback(self._kept)
 
     def _in_thread(
         self, work: Callable[[], None], then: Callable[[], Deferred[None]] | None = None
@@ -267,7 +272,8 @@ class Upload:
         self._waiting_bytes -= sum(len(data) for _, data in batch)
         if self._waiting_bytes <= MOST_WAITING // 2:
             self._let_on()
-        self._go_on()
+        if self._waiting_bytes >= PIECE or self._finished is not None or self._error is not None:
+            self._go_on()
 
     def _kept(self, _: None) -> None:
         if self._error is not None:
@@ -340,7 +346,8 @@ class Upload:
             with file:
                 os.fsync(file.fileno())
 
-    def _keep(self) -> None:
+    def _keep(self, rest: Sequence[tuple[_Part, bytes]]) -> None:
+        self._store(rest)
         self._seal()
         for part in self._spooled():
             assert part.path is not None

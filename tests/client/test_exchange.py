@@ -115,16 +115,36 @@ def test_none_means_that_a_held_request_waits(hosts: Hosts, master: Master) -> N
 
 
 def test_large_results_go_beside_the_exchanges(hosts: Hosts, master: Master) -> None:
-    large = [Task(10000 + n, "head -c 100000 /dev/zero") for n in range(12)]
-    small = [Task(10100 + n, "head -c 16384 /dev/zero") for n in range(3)]
+    large = [Task(10000 + n, "head -c 200000 /dev/zero") for n in range(12)]
+    small = [Task(10100 + n, "head -c 131072 /dev/zero") for n in range(3)]
     master.add(*large, *small)
 
     assert hosts.run(Slots="2") == 0
 
-    assert all(master.completed[10000 + n]["output"].size == 100_000 for n in range(12))
-    assert all(master.completed[10100 + n]["output"].size == 16384 for n in range(3))
+    assert all(master.completed[10000 + n]["output"].size == 200_000 for n in range(12))
+    assert all(master.completed[10100 + n]["output"].size == 131072 for n in range(3))
     assert master.count("/complete") == 12
     assert sorted(master.heard("complete")) == [10100, 10101, 10102]
+
+
+def test_results_beyond_what_may_wait_in_memory_go_beside_the_exchanges(
+    hosts: Hosts, master: Master
+) -> None:
+    wait = f"until test -e {hosts.home}/go; do sleep 0.02; done"
+    command = f"/bin/sh -c '{wait}; head -c 131072 /dev/zero'"
+    master.add(*(Task(10000 + n, command) for n in range(40)))
+    client = hosts.start(Slots="40")
+    master.wait(lambda: sum("until test" in line for line in hosts.processes().values()) >= 40)
+    master.exchange_may_go.clear()
+    (hosts.home / "go").touch()
+
+    # one exchange under way, two megabytes that wait for the next one, and those
+    master.wait(lambda: master.count("/complete") >= 10)
+    master.exchange_may_go.set()
+
+    assert client.wait(20) == 0
+    assert len(master.completed) == 40
+    assert all(results["output"].size == 131072 for results in master.completed.values())
 
 
 def test_an_exchange_is_no_larger_than_the_server_takes(hosts: Hosts, master: Master) -> None:

@@ -328,7 +328,7 @@ def test_the_next_client_posts_what_a_killed_one_had(
     hosts: Hosts, master: Master, exchange: bool
 ) -> None:
     go = f"until test -e {hosts.home}/go; do sleep 0.02; done"
-    large = "mkdir d; yes deep | head -c 100000 > d/f"
+    large = "mkdir d; yes deep | head -c 200000 > d/f"
     results = {"r": "d/f", "out": "stdout"}
     master.add(
         Task(10000, f"/bin/sh -c '{go}; {large}; echo short'", results=results),
@@ -355,7 +355,7 @@ def test_the_next_client_posts_what_a_killed_one_had(
 
     assert hosts.run() == 0
 
-    assert master.completed[10000]["r"].size == 100_000
+    assert master.completed[10000]["r"].size == 200_000
     assert master.text(10000, "out") == "short\n"
     assert master.failed[10001]["Exit"] == "1"
     assert master.tails[10001] == b"why\n"
@@ -386,7 +386,7 @@ def test_a_refused_session_leaves_nothing_of_earlier_clients(
 
 def test_a_result_that_vanishes_before_it_is_sent(hosts: Hosts, master: Master) -> None:
     master.answers["/complete"] = [(503, "2")]
-    master.add(Task(10000, "head -c 100000 /dev/zero"))
+    master.add(Task(10000, "head -c 200000 /dev/zero"))
     client = hosts.start()
     master.wait(lambda: master.count("/complete"))
     (output,) = hosts.dir.glob("sweep-*/h*/*.out")

@@ -172,6 +172,7 @@ class MemorySpool:
         kept: the results of every upload that was finished and not aborted, by ticket.
         discarded: what was to be deleted.
         full: while True, no upload can be finished.
+        refused: tickets whose uploads cannot, either.
         inline: larger results than this are taken as uploads.
         gate: what the end of every upload waits for.
     """
@@ -180,6 +181,7 @@ class MemorySpool:
         self.kept: dict[int, list[tuple[StoredResult, ...]]] = {}
         self.discarded: list[StoredResult] = []
         self.full = False
+        self.refused: set[int] = set()
         self.inline = 16 * 1024
         self.gate: Deferred[None] | None = None
 
@@ -228,7 +230,7 @@ class MemoryUpload:
     def _finish(self) -> Deferred[tuple[StoredResult, ...]]:
         if self._aborted:
             return fail(JournalError("given up"))
-        if self._spool.full:
+        if self._spool.full or self._ticket in self._spool.refused:
             return fail(JournalError("disk full"))
         self._results = tuple(
             StoredResult(name, len(data), bytes(data), None) for name, data in self._parts

@@ -322,15 +322,13 @@ class ExchangeTests(MasterCase):
         waiting = self.exchange(
             1, complete=[(one, 0.5, {"output": LARGE}), (two, 0.5, {"output": LARGE})]
         )
-        gate, self.spool.gate = self.spool.gate, Deferred()
-        gate.callback(None)
-        self.spool.full = True
+        self.spool.refused.add(two)
         self.spool.gate.callback(None)
         self.failureResultOf(waiting, JournalError)
         assert [result.data for result in self.spool.discarded] == [LARGE]
         assert self.session.disk.full
         assert self.session.statistics().running == 2
-        self.spool.full = False
+        self.spool.refused.clear()
         self.spool.gate = None
         self.clock.advance(2)
         supply = self.supply(

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pexecd.errors import JournalError, StateError
-from pexecd.store.spool import INLINE, MOST_WAITING, Spool
+from pexecd.store.spool import INLINE, MOST_WAITING, PIECE, Spool
 from tests.pump import Pump
 from tests.unit.store.conftest import Limit
 
-LARGE = os.urandom(100_000)
+LARGE = os.urandom(PIECE)
 
 
 def files(folder: Path) -> list[str]:
@@ -56,6 +56,22 @@ def test_until_it_is_finished_it_has_another_name(tmp_path: Path, pump: Pump) ->
     assert files(tmp_path) == [name.removesuffix(".part")]
 
 
+def test_what_is_shorter_than_a_piece_takes_one_turn_of_a_thread(
+    tmp_path: Path, pump: Pump
+) -> None:
+    upload = Spool(tmp_path / "spool", pump).upload(10000)
+    upload.begin("first", None)
+    upload.write(LARGE[: PIECE // 2])
+    upload.begin("second", None)
+    upload.write(LARGE[: PIECE // 2 - 1])
+    assert files(tmp_path) == []
+    done = upload.finish()
+    pump.step()
+    assert {name.rpartition("-")[2] for name in files(tmp_path)} == {"first", "second"}
+    pump.step()  # the folder
+    assert done.called
+
+
 def test_who_is_faster_than_the_disk_is_told_to_pause(tmp_path: Path, pump: Pump) -> None:
     upload = Spool(tmp_path / "spool", pump).upload(10000)
     upload.begin("output", None)
@@ -78,7 +94,7 @@ def test_a_full_disk_fails_the_upload_and_leaves_nothing(
     spool = Spool(tmp_path / "spool", pump)
     upload = spool.upload(10000)
     upload.begin("output", None)
-    with largest_file(150_000):
+    with largest_file(PIECE * 3 // 2):
         upload.write(LARGE)
         pause = upload.write(b"x" * MOST_WAITING)
         assert pause is not None
@@ -96,7 +112,7 @@ def test_a_full_disk_is_found_at_the_end_too(
     spool = Spool(tmp_path / "spool", pump)
     upload = spool.upload(10000)
     upload.begin("output", None)
-    with largest_file(50_000):
+    with largest_file(PIECE // 2):
         upload.write(LARGE)
         done = upload.finish()
         with pytest.raises(JournalError):
@@ -200,7 +216,7 @@ def test_who_hears_of_a_full_disk_finds_the_room_given_back(
     upload.begin("first", None)
     upload.write(LARGE)
     upload.begin("second", None)
-    with largest_file(150_000):
+    with largest_file(PIECE * 3 // 2):
         upload.write(LARGE * 2)
         with pytest.raises(JournalError, match="spool: File too large"):
             pump.wait(upload.finish())
