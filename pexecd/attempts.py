@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -14,6 +13,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pexecd.ports import IAttemptLog, IJournal, JoblogRow, TaskRow
+from pexecd.store.thread import gently
 from pexecd.telling import Teller
 from pexecd.units import Seconds
 
@@ -24,11 +24,6 @@ GATHERED: Seconds = 0.5
 
 #: So many are read together: bounds memory when many have waited.
 TOGETHER = 4096
-
-#: While logs are written anew, a pause of so many times what a piece of so many rows took: what
-#: that thread computes, the reactor cannot.
-_PAUSE = 3
-_PIECE = 100
 
 
 class Attempts:
@@ -78,7 +73,8 @@ class Attempts:
             readers = [_begun(rows) for rows in earlier()]
             in_reactor(partial(known.callback, None))
             for log, rows in zip(self._logs, readers, strict=True):
-                log.rewrite((row, self._teller.command(task)) for row, task in self._slowly(rows))
+                slowly = gently(rows, lambda: self._closing)
+                log.rewrite((row, self._teller.command(task)) for row, task in slowly)
 
         def lost(why: Failure) -> None:
             self._lost(why)
@@ -88,16 +84,6 @@ class Attempts:
         self._writing = in_thread(rewrite).addErrback(lost)
         self._writing.addCallback(self._idle)
         return known
-
-    def _slowly(self, rows: Iterator[T]) -> Iterator[T]:
-        """The same rows, with pauses while nobody waits for their end."""
-        began = time.thread_time()
-        for number, row in enumerate(rows, 1):
-            yield row
-            if number % _PIECE == 0:
-                if not self._closing:
-                    time.sleep(_PAUSE * (time.thread_time() - began))
-                began = time.thread_time()
 
     def ended(self, tickets: Sequence[int]) -> None:
         """These tickets ended, and that is committed."""

@@ -264,13 +264,14 @@ class JobService(Service):
             self.status = finish.outcome.value
             self._numbers = numbers = summary(self._snapshot(session), finish, report)
             self._log.info("the end: {text}", text=lines(numbers)[0])
-            statistics.write(lambda: numbers)
+            statistics.write(lambda _: numbers)
 
     def _renew(self, session: RunningSession, statistics: StatisticsFile) -> None:
         at = time.monotonic()
         if at >= self._written + statistics.cost / STATISTICS_SHARE:
             self._written = at
-            statistics.write(partial(summary, self._snapshot(session)))
+            at_this_moment = self._snapshot(session)
+            statistics.write(lambda each: summary(at_this_moment, each=each))
         now = session.totals()
         paused = f"paused: {session.disk.full}; " if session.disk.full else ""
         self._notifier.status(f"{paused}{now.done} of {now.tasks} done, {now.failed} failed")

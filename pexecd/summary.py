@@ -11,6 +11,7 @@ from pexecd.core.values import End, Statistics
 from pexecd.errors import spoken
 from pexecd.master import HostReport, RunningSession
 from pexecd.ports import CollectReport
+from pexecd.store.thread import Each
 from pexecd.units import Seconds, Stamp
 
 #: So many failed tasks and warnings are listed on a screen; statistics.json has more.
@@ -51,7 +52,10 @@ class Snapshot:
 
 
 def summary(
-    at: Snapshot, finish: Finish | None = None, collected: CollectReport | None = None
+    at: Snapshot,
+    finish: Finish | None = None,
+    collected: CollectReport | None = None,
+    each: Each = iter,
 ) -> dict[str, Any]:
     """What ``statistics.json`` holds. Times in seconds; see docs/state.md.
 
@@ -61,6 +65,7 @@ def summary(
         at: the session.
         finish: how the run ended; None while it runs.
         collected: what collection reported at the end.
+        each: goes through all hosts; see ``StatisticsFile.write``.
     """
     numbers = at.numbers
     none = dict.fromkeys(_WORDS, 0)
@@ -73,9 +78,9 @@ def summary(
             "set_aside": None,
             **none,
         }
-        for name, report in at.hosts.items()
+        for name, report in each(at.hosts.items())
     }
-    for name, (counts, busy, running, aside) in numbers.hosts.items():
+    for name, (counts, busy, running, aside) in each(numbers.hosts.items()):
         host = hosts.setdefault(name, {"status": "", "reason": ""})
         host["running"] = running
         host["busy_s"] = round(busy, 3)

@@ -19,6 +19,7 @@ from pexecd.errors import StateError, spoken
 from pexecd.ports import IAttemptLog, JoblogRow
 from pexecd.store.batches import Batches, IReactor
 from pexecd.store.files import replacing
+from pexecd.store.thread import Each, gently
 from pexecd.units import Seconds
 
 #: GNU parallel's nine columns, then ours.
@@ -36,7 +37,7 @@ _COLUMNS = (
     "End",
     "Reason",
 )
-_Numbers: TypeAlias = Callable[[], Mapping[str, Any]]
+_Numbers: TypeAlias = Callable[[Each], Mapping[str, Any]]
 
 #: A column is one word to those who read it; a line is one line.
 _PLAIN = str.maketrans("\t\n\r", "   ")
@@ -138,23 +139,29 @@ class StatisticsFile:
         self.cost: Seconds = 0.0
         self._path = path
         self._numbers = Batches[_Numbers](reactor, self._write, f"writing {path}", most=1)
+        self._closing = False
 
-    def write(self, numbers: Callable[[], Mapping[str, Any]]) -> None:
+    def write(self, numbers: Callable[[Each], Mapping[str, Any]]) -> None:
         """Replace it, some time soon; only the latest of several counts.
 
         Args:
-            numbers: gives what is to be in it; called in a thread.
+            numbers: gives what is to be in it; called in a thread, with what it should go
+                through all hosts with: it pauses now and then.
         """
         self._numbers.add(numbers)
 
     def close(self) -> Deferred[None]:
         """Fires when the latest numbers are written."""
+        self._closing = True
         return self._numbers.idle()
 
     def _write(self, numbers: Sequence[_Numbers]) -> None:
         began = time.thread_time()
-        _replace(self._path, _json(numbers[-1]()), 0o644)
+        _replace(self._path, _json(numbers[-1](self._each), self._each), 0o644)
         self.cost = time.thread_time() - began
+
+    def _each(self, items: Iterable[Any]) -> Iterable[Any]:
+        return gently(items, lambda: self._closing)
 
 
 def write_json(path: Path, values: Mapping[str, Any], mode: int = 0o600) -> None:
@@ -174,7 +181,7 @@ def write_json(path: Path, values: Mapping[str, Any], mode: int = 0o600) -> None
         raise _unwritten(path, error) from None
 
 
-def _json(values: Mapping[str, Any]) -> Iterator[str]:
+def _json(values: Mapping[str, Any], each: Each = iter) -> Iterator[str]:
     """As text: a line for each value, and for each entry of a value that is an object.
 
     With ``indent=`` the json module is some times slower, which counts where hosts are many.
@@ -188,7 +195,7 @@ def _json(values: Mapping[str, Any]) -> Iterator[str]:
             yield encode(value)
             continue
         inner = "{"
-        for name, entry in value.items():
+        for name, entry in each(value.items()):
             yield f"{inner}\n    {encode(name)}: {encode(entry)}"
             inner = ","
         yield "\n  }"

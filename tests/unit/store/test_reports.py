@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from pexecd.errors import StateError
 from pexecd.ports import JoblogRow
 from pexecd.store.batches import RETRIED
 from pexecd.store.reports import FailureLog, Joblog, StatisticsFile, write_json
+from pexecd.store.thread import Each, gently
 from tests.pump import Pump
 from tests.unit.store.conftest import Limit
 
@@ -70,7 +72,7 @@ def test_only_the_latest_statistics_count(tmp_path: Path, pump: Pump) -> None:
     statistics = StatisticsFile(path, pump)
     taken = []
 
-    def numbers(done: int) -> dict[str, object]:
+    def numbers(done: int, _: Each) -> dict[str, object]:
         taken.append(done)
         return {"done": done, "name": "Größe"}
 
@@ -96,11 +98,21 @@ def test_statistics_are_json_with_a_line_for_each_host(
 ) -> None:
     path = tmp_path / "statistics.json"
     statistics = StatisticsFile(path, pump)
-    statistics.write(lambda: numbers)
+    statistics.write(lambda _: numbers)
     pump.wait(statistics.close())
     assert json.loads(path.read_text()) == numbers
     if numbers.get("hosts"):
         assert '\n    ":": {"done": 1},\n' in path.read_text()
+
+
+def test_a_long_loop_in_a_thread_pauses_until_somebody_waits_for_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert list(gently(range(2000), lambda: len(pauses) == 4)) == list(range(2000))
+    assert len(pauses) == 4
+    assert min(pauses) > 0
 
 
 @pytest.fixture
@@ -115,7 +127,7 @@ def test_a_report_that_cannot_be_written_is_logged_and_no_more(
     tmp_path: Path, pump: Pump, logged: list[LogEvent]
 ) -> None:
     statistics = StatisticsFile(tmp_path / "gone" / "statistics.json", pump)
-    statistics.write(dict)
+    statistics.write(lambda _: {})
     pump.wait(statistics.close())
     assert [event["doing"] for event in logged] == [f"writing {tmp_path}/gone/statistics.json"]
 
@@ -147,7 +159,7 @@ def test_who_closes_on_a_full_disk_is_not_kept_waiting(
 ) -> None:
     statistics = StatisticsFile(tmp_path / "statistics.json", pump)
     with largest_file(10):
-        statistics.write(lambda: {"done": 1})
+        statistics.write(lambda _: {"done": 1})
         pump.wait(statistics.close())
     assert list(tmp_path.iterdir()) == []
     assert pump.getDelayedCalls() == []
