@@ -402,8 +402,13 @@ class Held:
 
     async def _pings(self, client: Client, connection: Connection, ticket: bytes) -> None:
         request = client.request("GET", "/ping", f"&ticket={ticket.decode()}")
-        await asyncio.sleep(self._turn(client))
+        # By the clock, not from the last one: were this process late once, all those that were due
+        # then would ping together for ever.
+        due = time.monotonic() // self._ping * self._ping + self._turn(client)
         while True:
+            while due <= time.monotonic():
+                due += self._ping
+            await asyncio.sleep(due - time.monotonic())
             asked = time.monotonic()
             connection, answer = await client.call(connection, request)
             now = time.monotonic()
@@ -411,7 +416,6 @@ class Held:
             if answer.status != 204:
                 self.over += 1
                 return
-            await asyncio.sleep(self._ping - (now - asked))
 
     async def _lag(self) -> None:
         while True:
