@@ -128,14 +128,12 @@ class Teller:
                 with _readable(name, content.path):
                     content.path.stat()
                 inputs += (InputFile(name, content.path),)
+        command = self._renderer.line(row.cells)
+        environment = self._renderer.environment(row.cells)
+        variables = tuple(environment.items()) if environment else ()
+        # by place: this is done for each task
         return TaskMessage(
-            ticket=ticket,
-            timeout=self._timeout,
-            command_line=self._renderer.line(row.cells),
-            inputs=inputs,
-            results=self._results,
-            task=row.number,
-            environment=tuple(self._renderer.environment(row.cells).items()),
+            ticket, self._timeout, command, inputs, self._results, row.number, variables
         )
 
     async def plain_message(self, row: TaskRow, ticket: int) -> TaskMessage:

@@ -35,6 +35,10 @@ REPORT_MOST = 65536
 #: A result as clients write it that announced themselves. Others are read, too, but not as fast.
 _RESULT = re.compile(rb"\[Result\]\nName=([^\s=]{1,255})\nLength=([0-9]{1,9})\n--begin content--\n")
 _CLOSING = b"\n--end content--\n"
+#: The whole head of an attempt that was done and has one such result: most entries are these.
+_DONE = re.compile(
+    rb"complete ([0-9]{1,18}) ([0-9]{1,8}\.[0-9]{3}) ([0-9]{1,9})\n" + _RESULT.pattern
+)
 
 _TICKET = re.compile(rb"[0-9]{1,18}")
 
@@ -67,14 +71,26 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
     posted = Posted()
     ended: set[int] = set()
     at = 0
+    only = next(iter(names)).encode() if len(names) == 1 else None
     while at < len(body):
+        done = _DONE.match(body, at)
+        if done is not None and done[4] == only:
+            start, length = done.end(), int(done[5])
+            end = start + length + len(_CLOSING)
+            whole = end - done.start(4) + len(b"[Result]\nName=")
+            fits = int(done[3]) == whole and (most is None or whole <= most)
+            if fits and body.startswith(_CLOSING + b"\n", start + length):
+                results = dict.fromkeys(names, body[start : start + length])
+                posted.complete.append((_once(int(done[1]), ended), float(done[2]), results))
+                at = end + 1
+                continue
         end = body.find(b"\n", at)
         words = body[at : end if end >= 0 else len(body)].split()
         at = end + 1 if end >= 0 else len(body)
         match words:
             case [b"complete", ticket, seconds, length]:
                 inner, at = _inner(body, at, length)
-                number = _once(ticket, ended)
+                number = _once(_number(ticket), ended)
                 ran = _seconds(seconds)
                 try:
                     results = _results(inner, names, most)
@@ -84,13 +100,13 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
                     posted.complete.append((number, ran, results))
             case [b"failed", ticket, length]:
                 inner, at = _inner(body, at, length)
-                posted.failed.append((_once(ticket, ended), _failure(inner)))
+                posted.failed.append((_once(_number(ticket), ended), _failure(inner)))
             case [b"running", ticket, seconds]:
                 posted.running.append((_number(ticket), _seconds(seconds)))
             case [b"waiting", ticket]:
                 posted.waiting.append(_number(ticket))
             case [b"back", ticket]:
-                posted.back.append(_once(ticket, ended))
+                posted.back.append(_once(_number(ticket), ended))
             case _:
                 shown = b" ".join(words)[:60].decode("utf-8", "replace")
                 raise MalformedBodyError(f"no such entry of an exchange: {shown!a}")
@@ -105,12 +121,11 @@ def _inner(body: bytes, at: int, length: bytes) -> tuple[bytes, int]:
     return body[at:end], end + 1
 
 
-def _once(ticket: bytes, ended: set[int]) -> int:
-    number = _number(ticket)
-    if number in ended:
-        raise MalformedBodyError(f"ticket {number} ends twice in one exchange")
-    ended.add(number)
-    return number
+def _once(ticket: int, ended: set[int]) -> int:
+    if ticket in ended:
+        raise MalformedBodyError(f"ticket {ticket} ends twice in one exchange")
+    ended.add(ticket)
+    return ticket
 
 
 def _number(word: bytes) -> int:

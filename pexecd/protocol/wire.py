@@ -104,6 +104,14 @@ def encode_task(
     Raises:
         ValueError: it cannot be said: a value holds a line break.
     """
+    if framed and not message.inputs and not message.environment:  # most tasks of many are these
+        command = _line("CommandLine", message.command_line).encode()
+        numbers = b"Ticket=%d\nTimeout=%d\nTask=%d\n" % (
+            message.ticket,
+            message.timeout,
+            message.task,
+        )
+        return [numbers + command + _result_sections(message.results)]
     head = [_line("Ticket", str(message.ticket)), _line("Timeout", str(message.timeout))]
     if framed:
         head.append(_line("Task", str(message.task)))

@@ -248,6 +248,26 @@ def test_the_fast_reader_and_the_general_one_agree(body: bytes) -> None:
     assert outcome(_read_results) == outcome(_read_any_results)
 
 
+@given(st.one_of(RESULT_SCRAPS, CONTENT.map(result)), st.sampled_from([None, 60]))
+@example(result(b"1"), None)
+@example(result(b"1" * 60), 60)
+@example(result(b"1", "other"), None)
+@example(result(b"1") + b"\n", None)
+def test_an_entry_that_is_read_at_once_says_the_same(body: bytes, most: int | None) -> None:
+    """Only seconds with three digits behind the point are looked at for that."""
+    slow = complete(10000, body) + b"back 10001\n"
+    fast = slow.replace(b" 1.5 ", b" 1.500 ", 1)
+    assert fast != slow
+
+    def outcome(exchange: bytes) -> Any:
+        try:
+            return decode_exchange(exchange, NAMES, most)
+        except MalformedBodyError as error:
+            return str(error)
+
+    assert outcome(fast) == outcome(slow)
+
+
 UPLOADS = [pytest.param(body, entry, id=file) for file, body, entry in examples("uploads")]
 
 
