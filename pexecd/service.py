@@ -641,6 +641,7 @@ def _tune_interpreter(stack: AsyncExitStack, reactor: Any) -> None:
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, _NEVER)
     gc.freeze()  # what is loaded by now stays: it need not be looked at again
+    gc.enable()  # the command has switched it off, for the time of its imports
     seeking = LoopingCall(gc.collect)
     seeking.clock = reactor
     seeking.start(CYCLES_SOUGHT, now=False)
