@@ -48,7 +48,7 @@ def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
     Ctrl-C stops workers and clients; the same command goes on later. When lines of the table
     were added, moved or removed meanwhile, only the new ones run.
     """
-    # What is loaded now stays: to look for garbage meanwhile takes a tenth of the time that it takes.
+    # What is loaded now stays; looking for garbage meanwhile would take a twentieth of the start.
     gc.disable()
     try:
         from pexecd.cli.run import run_job  # noqa: PLC0415

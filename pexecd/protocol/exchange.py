@@ -71,19 +71,11 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
     posted = Posted()
     ended: set[int] = set()
     at = 0
-    only = next(iter(names)).encode() if len(names) == 1 else None
     while at < len(body):
-        done = _DONE.match(body, at)
-        if done is not None and done[4] == only:
-            start, length = done.end(), int(done[5])
-            end = start + length + len(_CLOSING)
-            whole = end - done.start(4) + len(b"[Result]\nName=")
-            fits = int(done[3]) == whole and (most is None or whole <= most)
-            if fits and body.startswith(_CLOSING + b"\n", start + length):
-                results = dict.fromkeys(names, body[start : start + length])
-                posted.complete.append((_once(int(done[1]), ended), float(done[2]), results))
-                at = end + 1
-                continue
+        if (done := _DONE.match(body, at)) and (told := _told_at_once(body, done, names, most)):
+            results, at = told
+            posted.complete.append((_once(int(done[1]), ended), float(done[2]), results))
+            continue
         end = body.find(b"\n", at)
         words = body[at : end if end >= 0 else len(body)].split()
         at = end + 1 if end >= 0 else len(body)
@@ -111,6 +103,27 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
                 shown = b" ".join(words)[:60].decode("utf-8", "replace")
                 raise MalformedBodyError(f"no such entry of an exchange: {shown!a}")
     return posted
+
+
+def _told_at_once(
+    body: bytes, head: re.Match[bytes], names: AbstractSet[str], most: int | None
+) -> tuple[Mapping[str, bytes], int] | None:
+    """The results of an entry whose head is ``_DONE``, and where the next entry begins.
+
+    None: it is to be read with more care.
+    """
+    start = head.end()
+    end = start + int(head[5])
+    size = end + len(_CLOSING) - head.end(3) - 1
+    if (
+        len(names) != 1
+        or head[4].decode(errors="replace") not in names
+        or size != int(head[3])
+        or (most is not None and size > most)
+        or not body.startswith(_CLOSING + b"\n", end)
+    ):
+        return None
+    return dict.fromkeys(names, body[start:end]), end + len(_CLOSING) + 1
 
 
 def _inner(body: bytes, at: int, length: bytes) -> tuple[bytes, int]:
