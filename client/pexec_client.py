@@ -936,28 +936,6 @@ class TaskReader(Parser):
             self.task.error = error
             return self.task
 
-    def take_whole(self, data, known):
-        """The whole body at once: the same as ``feed``, but faster.
-
-        The sections of tasks are often the same: ``known`` holds those that were read.
-        """
-        head, _, sections = data.partition(b"\n[")
-        results = known.get(sections)
-        if results is None:
-            self.feed(data)
-            self.end()
-            if not (self._error or self.task.inputs):
-                known[sections] = self.task.results
-            return
-        try:
-            for line in head.split(b"\n"):
-                self._take(line)
-            self._end_section()
-            self.task.results += results
-        except ValueError as error:
-            self._error = error
-        self.done = True
-
     def _parse(self):
         yield
         while True:
@@ -1011,8 +989,7 @@ class TaskReader(Parser):
         elif key == b"CommandLine":
             task.command = word
         elif key == b"Environment":
-            name, _, text = value.lstrip().rstrip(b"\r").partition(b"=")
-            task.environment.append((name, text))
+            task.environment.append(variable(value))
 
     def _end_section(self):
         section, keys = self._section, self._keys
@@ -1061,17 +1038,29 @@ class TaskReader(Parser):
             within = False
 
 
+def variable(value):
+    """Name and text of an ``Environment=`` line."""
+    name, _, text = value.lstrip().rstrip(b"\r").partition(b"=")
+    return name, text
+
+
 class AnswerReader(Parser):
     """The answer to an exchange."""
 
     WHOLE = 65536  # bytes of a task that is read at once; a longer one goes through as it comes
+    # A task as masters write it, up to its sections. Where these were read before, nothing
+    # else is looked at: that takes a fifth of the time.
+    USUAL = re.compile(
+        rb"Ticket=(\S+)\nTimeout=(\d+)\nTask=(\S*)\n"
+        rb"((?:Environment=.*\n)*)CommandLine=(\S.*)\n(?=\[)"
+    )
 
     def __init__(self, spool):
         self.tasks = []
         self.over = []  # tickets
         self.none = False
         self.no_more = False
-        self._known = {}
+        self._known = {}  # sections, as they were written -> results
         self._spool = spool
         super().__init__()
 
@@ -1094,22 +1083,47 @@ class AnswerReader(Parser):
                 raise ValueError("that is no answer to an exchange")
 
     def _read_task(self, length):
+        if length > self.WHOLE:
+            yield from self._read_long_task(length)
+        else:
+            while self._left() < length:
+                if self._ended:
+                    raise ValueError("it breaks off")
+                yield
+            self._take_task(self._cut(length))
+        if (yield from self._line()) is None:
+            raise ValueError("it breaks off")
+
+    def _read_long_task(self, length):
         reader = TaskReader(self._spool)
         try:
-            if length > self.WHOLE:
-                yield from self._copy(length, reader.feed)
-            else:
-                while self._left() < length:
-                    if self._ended:
-                        raise ValueError("it breaks off")
-                    yield
-                reader.take_whole(self._cut(length), self._known)
-            if (yield from self._line()) is None:
-                raise ValueError("it breaks off")
+            yield from self._copy(length, reader.feed)
         except BaseException:  # also where nobody reads on
             reader.task.discard()
             raise
         self.tasks.append(reader.result())
+
+    def _take_task(self, data):
+        usual = self.USUAL.match(data)
+        sections = usual and data[usual.end() :]
+        if sections in self._known:
+            task = Task()
+            ticket, timeout, number, environment, command = usual.groups()
+            task.ticket = ticket.decode("latin-1")
+            task.timeout = int(timeout)
+            task.number = number.decode("latin-1")
+            if environment:
+                lines = environment[:-1].split(b"\n")
+                task.environment = [variable(line.partition(b"=")[2]) for line in lines]
+            task.command = command.strip()
+            task.results = self._known[sections]
+        else:
+            reader = TaskReader(self._spool)
+            reader.feed(data)
+            task = reader.result()
+            if usual and not (task.error or task.inputs):
+                self._known[sections] = task.results
+        self.tasks.append(task)
 
 
 def read_pairs(data):
