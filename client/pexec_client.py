@@ -137,7 +137,8 @@ MASTERS_STATUSES = (200, 204, 205, 400, 403, 404, 405, 413, 415, 503)
 
 OWN_FILE = os.path.abspath(__file__)
 DEFAULT_PATH = os.fsencode(os.defpath)
-STREAMS = (b"stdout", b"stderr")  # as a result's file
+# As a result's file: the worker's descriptor, and what the name of a long one's file ends with.
+STREAMS = {b"stdout": (1, ".out"), b"stderr": (2, ".stderr")}
 UNSENT = "unsent"  # entries of an exchange that the server did not confirm
 BEGIN = b"--begin content--"
 END = b"--end content--"
@@ -252,8 +253,10 @@ class Loop:
         signal.signal(number, lambda _number, _frame: None)  # the wake-up socket tells
 
     def _awake(self, _mask):
-        for number in set(self._wake.recv(4096)) & set(self._signals):
-            self._signals[number](number)
+        for number in set(self._wake.recv(4096)):
+            function = self._signals.get(number)
+            if function:
+                function(number)
 
     def run(self):
         self._running = True
@@ -872,7 +875,7 @@ class Task:
 
     __slots__ = (
         *("ticket", "number", "timeout", "command", "environment", "inputs", "results"),
-        *("error", "since"),
+        *("error", "since", "words", "workspace"),
     )
 
     def __init__(self):
@@ -885,6 +888,8 @@ class Task:
         self.results = []  # (result name, file)
         self.error = None  # why it cannot be run
         self.since = time.monotonic()  # it waits here
+        self.words = []  # of the command, as a worker gets them
+        self.workspace = None  # for its worker, where one was to be had
 
     def discard(self):
         """Remove the files of inputs that are still where they were spooled."""
@@ -1372,9 +1377,18 @@ class Spawner:
         program = words[0]
         if b"/" not in program:
             program = self._found.get((path, program)) or self._find(path, program)
+        dup = os.POSIX_SPAWN_DUP2 if self._lean else None
         try:
             if self._lean:
-                return self._spawn(program, words, environment, streams)
+                return os.posix_spawn(
+                    program,
+                    words,
+                    environment,
+                    file_actions=((dup, streams[0], 0), (dup, streams[1], 1), (dup, streams[2], 2)),
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=self.DEFAULT_SIGNALS,
+                )
         except NotImplementedError:  # a C library that cannot make sessions
             self._lean = False
         except OSError:
@@ -1393,18 +1407,6 @@ class Spawner:
         )
         process.returncode = 0  # who waits for it is not subprocess
         return process.pid
-
-    def _spawn(self, program, words, environment, streams):
-        dup = os.POSIX_SPAWN_DUP2
-        return os.posix_spawn(
-            program,
-            words,
-            environment,
-            file_actions=((dup, streams[0], 0), (dup, streams[1], 1), (dup, streams[2], 2)),
-            setsid=True,
-            setsigmask=(),
-            setsigdef=self.DEFAULT_SIGNALS,
-        )
 
     def _find(self, path, word):
         problem = errno.ENOENT
@@ -1765,7 +1767,7 @@ class Record:
     def open_result(self, path):
         """A result's file, open, and its size; ``OSError`` where there is none."""
         if path in STREAMS:
-            return open_regular(self.base + (".out" if path == b"stdout" else ".stderr"))
+            return open_regular(self.base + STREAMS[path][1])
         return open_below(self.base, path)
 
     def request(self):
@@ -1993,25 +1995,24 @@ class Run:
     """One ticket while its worker runs."""
 
     __slots__ = (
-        *("task", "slot", "workspace", "pid", "started", "output", "errors", "watched"),
+        *("task", "slot", "workspace", "pid", "started", "streams", "watched"),
         *("limit", "over", "stopped", "timed_out", "kill_at", "writes", "full"),
     )
 
-    def __init__(self, task, slot, workspace):
+    def __init__(self, task, slot):
         self.task = task
         self.slot = slot
-        self.workspace = workspace
+        self.workspace = task.workspace
         self.pid = 0
         self.limit = 0  # seconds it may take, 0: any
         self.started = 0.0
-        self.output = None  # a Stream where it is a result, and so with errors
-        self.errors = None
+        self.streams = {}  # b"stdout" and b"stderr" -> Stream, where they are results
         self.watched = False
         self.over = False  # nobody wants its result any more
         self.stopped = False
         self.timed_out = False
         self.kill_at = 0.0
-        self.writes = any(file not in STREAMS for _, file in task.results)
+        self.writes = False  # results, into its folder
         self.full = False  # the disk was full while it ran: its files may be cut off
 
     def signal(self, number):
@@ -2020,20 +2021,14 @@ class Run:
         except (ProcessLookupError, PermissionError):
             pass  # it is gone; macOS says EPERM for a group of zombies
 
-    def streams(self):
-        return [stream for stream in (self.output, self.errors) if stream]
-
-    def stream(self, file):
-        """What stands for that result's file: a ``Stream``, or None."""
-        return self.output if file == b"stdout" else self.errors if file == b"stderr" else None
-
 
 class Engine:
     """Runs workers, one in each slot, and tells the client what became of them.
 
     The way from a worker's end to the next one's start decides how fast short tasks go, and a
     processor that comes from another program runs slowly at first. So nothing but that is done when
-    a worker ends; what those have left that ended since is looked at together, in ``settle``.
+    a worker ends. What can be done before, is: for all tasks that have come together, in ``add``.
+    What those have left that ended since is looked at together, in ``settle``.
     """
 
     WATCH = 0.02  # seconds until a worker's pipes are watched; shorter ones cost nothing
@@ -2045,8 +2040,11 @@ class Engine:
     def __init__(self, client, place):
         self.runs = {}  # PID -> Run
         self.waiting = collections.deque()  # tasks
-        self.free = list(reversed(range(client.settings.slots)))  # slots
+        self._equipped = 0  # how many of them have workspaces: the first
+        self._slots = client.settings.slots
+        self.free = list(reversed(range(self._slots)))  # slots
         self.over = []  # (Run, status, when it ended)
+        self._written = False  # one of those has written results into its folder
         self.finished = 0  # workers that have ended
         self.pace = None  # seconds that a worker takes, about
         self.nice = None  # the priority that workers get, where it is not our own
@@ -2093,13 +2091,57 @@ class Engine:
             environment[b"PATH"] = own + b":" + path
         return environment
 
+    def add(self, tasks):
+        """They wait for slots from now on."""
+        for task in tasks:
+            if not task.error:
+                try:
+                    task.words = self._words_of(task)
+                except ValueError as error:
+                    task.error = error
+            self.waiting.append(task)
+        self._equip()
+
+    def _words_of(self, task):
+        words = split_words(task.command)
+        if not words:
+            raise ValueError("an empty command")
+        for _, file in task.results:
+            if file not in STREAMS:
+                inner_path(file)
+        executable = self._client.executable
+        if executable and words[0] == os.fsencode(executable.name):
+            words[0] = os.fsencode(executable.link)
+        return words
+
+    def _equip(self):
+        """Spare workspaces for those that wait: to rename many in a row takes half the time."""
+        while self._spare and self._equipped < len(self.waiting):
+            task = self.waiting[self._equipped]
+            task.workspace = self._spare_for(self._base_of(task))
+            if task.workspace:
+                self._equipped += 1
+
+    def _next(self):
+        self._equipped = max(0, self._equipped - 1)
+        return self.waiting.popleft()
+
+    def drop(self, task):
+        """It waits no longer, and is not to be run here."""
+        self.waiting.remove(task)
+        task.discard()
+        if task.workspace:
+            self._equipped -= 1
+            task.workspace.close()
+            remove_tree(task.workspace.base)
+
     def fill(self):
         """Start what waits, as long as slots are free."""
         while self.waiting and self.free and self._client.may_start():
-            self._start(self.waiting.popleft())
+            self._start(self._next())
 
     def _start(self, task):
-        run = Run(task, self.free.pop(), None)
+        run = Run(task, self.free.pop())
         try:
             self._spawn(run)
         except ValueError as error:
@@ -2113,7 +2155,7 @@ class Engine:
             self._give_up(run, "start", reason)
 
     def _give_up(self, run, kind, reason):
-        for stream in run.streams():
+        for stream in run.streams.values():
             stream.started()
             stream.close()
         run.task.discard()
@@ -2127,41 +2169,32 @@ class Engine:
         task = run.task
         if task.error:
             raise task.error
-        words = split_words(task.command)
-        if not words:
-            raise ValueError("an empty command")
-        files = [file for _, file in task.results]
-        for file in files:
-            if file not in STREAMS:
-                inner_path(file)
-        executable = self._client.executable
-        if executable and words[0] == os.fsencode(executable.name):
-            words[0] = os.fsencode(executable.link)
-        workspace = run.workspace = self._workspace_for(task.ticket)
-        stdin, output, errors = self._null, self._null, workspace.errors
-        for file, content in task.inputs:
-            if file == b"stdin":
-                os.rename(content.name, workspace.base + ".in")
-                stdin = os.open(workspace.base + ".in", os.O_RDONLY)
-            else:
-                put_below(workspace.base, file, content.name)
+        if run.workspace is None:
+            run.workspace = self._workspace_for(task)
+        workspace = run.workspace
+        streams = [self._null, self._null, workspace.errors]
         try:
-            if b"stdout" in files:
-                run.output = Stream(workspace.base + ".out", self._long)
-                output = run.output.target
-            if b"stderr" in files:
-                # not the file that others had: one that lives on in secret may still write to it
-                run.errors = Stream(workspace.base + ".stderr", self._long)
-                errors = run.errors.target
+            for file, content in task.inputs:
+                if file == b"stdin":
+                    os.rename(content.name, workspace.base + ".in")
+                    streams[0] = os.open(workspace.base + ".in", os.O_RDONLY)
+                else:
+                    put_below(workspace.base, file, content.name)
+            for _, file in task.results:
+                if file not in STREAMS:
+                    run.writes = True
+                elif file not in run.streams:
+                    # not a file that others had: one that lives on in secret may still write to it
+                    number, ending = STREAMS[file]
+                    stream = run.streams[file] = Stream(workspace.base + ending, self._long)
+                    streams[number] = stream.target
             environment = self._variables(run)
             run.started = time.monotonic()
-            run.pid = self._spawner.start(
-                words, workspace.descriptor, environment, (stdin, output, errors)
-            )
+            run.pid = self._spawner.start(task.words, workspace.descriptor, environment, streams)
         finally:
-            if stdin != self._null:
-                os.close(stdin)
-        for stream in run.streams():
+            if streams[0] != self._null:
+                os.close(streams[0])
+        for stream in run.streams.values():
             stream.started()
         self.runs[run.pid] = run
         self._client.started()
@@ -2171,13 +2204,20 @@ class Engine:
         if 0 < task.timeout < TIMEOUT_NONE:
             run.limit = task.timeout
             self._look_by(run.started + run.limit)
-        if run.output or run.errors:
+        if run.streams:
             self._look_by(run.started + self.WATCH)
 
-    def _workspace_for(self, ticket):
+    def _base_of(self, task):
         # hashes have one width: none is the beginning of another
-        name = digest("ticket", self._client.settings.session, ticket)[:24]
-        base = os.path.join(self._place, name)
+        name = digest("ticket", self._client.settings.session, task.ticket)[:24]
+        return os.path.join(self._place, name)
+
+    def _workspace_for(self, task):
+        base = self._base_of(task)
+        return self._spare_for(base) or Workspace(self._place, next(self._number), base)
+
+    def _spare_for(self, base):
+        """A workspace that was used before, under this name now; None if there is none."""
         while self._spare:
             workspace = self._spare.pop()
             try:
@@ -2186,7 +2226,7 @@ class Engine:
                 workspace.close()
             else:
                 return workspace
-        return Workspace(self._place, next(self._number), base)
+        return None
 
     def _variables(self, run):
         environment = self._environment
@@ -2217,12 +2257,12 @@ class Engine:
         soonest = None
         for run in self.runs.values():
             times = []
-            if not run.watched and run.streams():
+            if run.streams and not run.watched:
                 times.append(run.started + self.WATCH)
                 if times[0] <= now:
                     times.clear()
                     run.watched = True
-                    for stream in run.streams():
+                    for stream in run.streams.values():
                         if stream.source is not None:
                             self._watch(stream)
             if run.stopped:
@@ -2273,8 +2313,9 @@ class Engine:
                 run.signal(signal.SIGKILL)  # what the worker left running
                 self.free.append(run.slot)
                 self.over.append((run, status, now))
+                self._written = self._written or run.writes
                 self.finished += 1
-        if any(run.writes for run, _, _ in self.over) and self._full():
+        if self._written and self._full():
             self._make_room()
         self.fill()
         if len(self.over) >= self.SETTLE_MOST:
@@ -2282,6 +2323,8 @@ class Engine:
         elif self.over and not self._settling:
             self._settling = True
             self._loop.later(AGE, self._settle_old)
+        elif self.runs and len(self.waiting) > self._slots:
+            return  # as most often: nothing is due before a timer says so
         self._client.go_on()
 
     def _make_room(self):
@@ -2303,18 +2346,20 @@ class Engine:
     def settle(self):
         """Look at what those have left that ended."""
         over, self.over = self.over, []
+        self._written = False
         for run, status, now in over:
             self._settle(run, status, now)
+        self._equip()
 
     def _settle(self, run, status, now):
         if run.stopped and self._client.lives():  # else the guard does it for all
             kill_left(run.workspace.base)  # groups of their own, as timeout(1) makes one
-        for stream in run.streams():
+        for stream in run.streams.values():
             if run.watched and stream.source is not None:
                 self._loop.watch(stream.source, 0)
             stream.finish()
-        if run.output:
-            self._long = run.output.long
+        if b"stdout" in run.streams:
+            self._long = run.streams[b"stdout"].long
         seconds = now - run.started
         self.pace = seconds if self.pace is None else 0.9 * self.pace + 0.1 * seconds
         if run.over:
@@ -2370,7 +2415,7 @@ class Engine:
         """
         parts, size = [], 0
         for name, file in run.task.results:
-            stream = run.stream(file)
+            stream = run.streams.get(file)
             try:
                 if stream is None:
                     source, length = open_below(run.workspace.base, file)
@@ -2389,7 +2434,7 @@ class Engine:
         if size <= INLINE_MOST and self._client.has_room():
             return parts, False
         try:
-            for stream in run.streams():
+            for stream in run.streams.values():
                 stream.save()
         except OSError as error:
             raise OSError(error.errno, "a result: %s" % error.strerror) from error
@@ -2400,9 +2445,8 @@ class Engine:
         return room is not None and room.f_blocks and not room.f_bavail
 
     def _error_tail(self, run):
-        if run.errors is None:
-            return quietly(run.workspace.error_tail) or b""
-        return quietly(run.errors.tail) or b""
+        errors = run.streams.get(b"stderr")
+        return quietly(errors.tail if errors else run.workspace.error_tail) or b""
 
     def _keep(self, run):
         """Leave what a failed attempt left where people find it."""
@@ -2410,7 +2454,7 @@ class Engine:
         place = self._client.folder_for_failed(run.task.ticket)
         try:
             os.makedirs(place, 0o700)
-            for stream in run.streams():
+            for stream in run.streams.values():
                 stream.save()
         except OSError as error:
             log("cannot keep the folder of ticket %s: %s", run.task.ticket, error)
@@ -2425,7 +2469,7 @@ class Engine:
     def _recycle(self, run):
         """The files are not needed any more; the workspace may be."""
         workspace = run.workspace
-        for stream in run.streams():
+        for stream in run.streams.values():
             if stream.long:
                 quietly(os.unlink, stream.path)
         if run.task.inputs:
@@ -2593,8 +2637,8 @@ class Exchange:
 
     def _give_back(self, count):
         for _ in range(count):
-            task = self._engine.waiting.popleft()
-            task.discard()
+            task = self._engine.waiting[0]
+            self._engine.drop(task)
             self._client.forget(task.ticket)
             self._back.append(task.ticket)
 
@@ -3004,6 +3048,7 @@ class Client:
 
     def take(self, tasks):
         """Tasks have come: run them, or say why not."""
+        new = []
         for task in tasks:
             if not task.ticket or task.ticket in self._tickets:
                 log("the server sent what is no task, or the same one again")
@@ -3012,10 +3057,11 @@ class Client:
                 continue
             self._backoff = backoff()
             self._tickets.add(task.ticket)
-            self._engine.waiting.append(task)
+            new.append(task)
             if self._ping > 0 and not self._exchange:
                 first = self._ping * random.random()
                 self._pings[task.ticket] = self.loop.later(first, self._ping_for, task.ticket)
+        self._engine.add(new)
         self.go_on()
 
     def _ping_for(self, ticket):
@@ -3054,8 +3100,7 @@ class Client:
                 self._engine.stop(run)
         for task in list(self._engine.waiting):
             if task.ticket == ticket:
-                self._engine.waiting.remove(task)
-                task.discard()
+                self._engine.drop(task)
                 self.forget(ticket)
 
     def has_room(self):
