@@ -217,10 +217,10 @@ class Loop:
         self._number = itertools.count()
         self._signals = {}
         self._running = False
-        self._wake, self._alarm = socket.socketpair()
-        self._wake.setblocking(False)
-        self._alarm.setblocking(False)
-        signal.set_wakeup_fd(self._alarm.fileno())
+        self._wake, self._alarm = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._alarm, False)
+        signal.set_wakeup_fd(self._alarm)
         self.watch(self._wake, selectors.EVENT_READ, self._awake)
 
     def watch(self, sock, mask, function=None):
@@ -250,10 +250,10 @@ class Loop:
     def on_signal(self, number, function):
         """Call ``function(number)`` from the loop after that signal."""
         self._signals[number] = function
-        signal.signal(number, lambda _number, _frame: None)  # the wake-up socket tells
+        signal.signal(number, lambda _number, _frame: None)  # the wake-up pipe tells
 
     def _awake(self, _mask):
-        for number in set(self._wake.recv(4096)):
+        for number in set(os.read(self._wake, 4096)):
             function = self._signals.get(number)
             if function:
                 function(number)
@@ -285,8 +285,9 @@ class Loop:
 
     def close(self):
         signal.set_wakeup_fd(-1)
-        for each in (self._selector, self._wake, self._alarm):
-            each.close()
+        self._selector.close()
+        os.close(self._wake)
+        os.close(self._alarm)
 
 
 def backoff():
@@ -1053,12 +1054,13 @@ class AnswerReader(Parser):
     """The answer to an exchange."""
 
     WHOLE = 65536  # bytes of a task that is read at once; a longer one goes through as it comes
-    # A task as masters write it, up to its sections. Where these were read before, nothing
+    # A task as masters write it, up to its sections. Where the same were read before, nothing
     # else is looked at: that takes a fifth of the time.
-    USUAL = re.compile(
+    HEAD = (
         rb"Ticket=(\S+)\nTimeout=(\d+)\nTask=(\S*)\n"
         rb"((?:Environment=.*\n)*)CommandLine=(\S.*)\n(?=\[)"
     )
+    USUAL = re.compile(rb"task (\d+)\n" + HEAD)
 
     def __init__(self, spool):
         self.tasks = []
@@ -1072,6 +1074,8 @@ class AnswerReader(Parser):
     def _parse(self):
         yield
         while True:
+            while self._take_usual():
+                pass
             line = yield from self._line()
             if line is None:
                 return
@@ -1087,48 +1091,51 @@ class AnswerReader(Parser):
             else:
                 raise ValueError("that is no answer to an exchange")
 
-    def _read_task(self, length):
-        if length > self.WHOLE:
-            yield from self._read_long_task(length)
-        else:
-            while self._left() < length:
-                if self._ended:
-                    raise ValueError("it breaks off")
-                yield
-            self._take_task(self._cut(length))
-        if (yield from self._line()) is None:
-            raise ValueError("it breaks off")
+    def _take_usual(self):
+        """Take a task if that is next, whole, and like one that was read before."""
+        usual = self.USUAL.match(self._buffer, self._at)
+        if not usual:
+            return False
+        length, ticket, timeout, number, environment, command = usual.groups()
+        end = usual.end(1) + 1 + int(length)
+        results = self._known.get(self._buffer[usual.end() : end])
+        if results is None or self._buffer[end : end + 1] != b"\n":
+            return False
+        task = Task()
+        task.ticket = ticket.decode("latin-1")
+        task.timeout = int(timeout)
+        task.number = number.decode("latin-1")
+        for line in environment.split(b"\n")[:-1]:
+            task.environment.append(variable(line.partition(b"=")[2]))
+        task.command = command.strip()
+        task.results = results
+        self.tasks.append(task)
+        self._at = end + 1
+        return True
 
-    def _read_long_task(self, length):
+    def _read_task(self, length):
         reader = TaskReader(self._spool)
         try:
-            yield from self._copy(length, reader.feed)
+            if length > self.WHOLE:
+                yield from self._copy(length, reader.feed)
+            else:
+                while self._left() < length:
+                    if self._ended:
+                        raise ValueError("it breaks off")
+                    yield
+                data = self._cut(length)
+                reader.feed(data)
+            if (yield from self._line()) is None:
+                raise ValueError("it breaks off")
         except BaseException:  # also where nobody reads on
             reader.task.discard()
             raise
-        self.tasks.append(reader.result())
-
-    def _take_task(self, data):
-        usual = self.USUAL.match(data)
-        sections = usual and data[usual.end() :]
-        if sections in self._known:
-            task = Task()
-            ticket, timeout, number, environment, command = usual.groups()
-            task.ticket = ticket.decode("latin-1")
-            task.timeout = int(timeout)
-            task.number = number.decode("latin-1")
-            if environment:
-                lines = environment[:-1].split(b"\n")
-                task.environment = [variable(line.partition(b"=")[2]) for line in lines]
-            task.command = command.strip()
-            task.results = self._known[sections]
-        else:
-            reader = TaskReader(self._spool)
-            reader.feed(data)
-            task = reader.result()
-            if usual and not (task.error or task.inputs):
-                self._known[sections] = task.results
+        task = reader.result()
         self.tasks.append(task)
+        if length <= self.WHOLE and not (task.error or task.inputs):
+            head = re.match(self.HEAD, data)
+            if head:
+                self._known[data[head.end() :]] = task.results
 
 
 def read_pairs(data):

@@ -104,3 +104,28 @@ def test_failures(vector: dict[str, Any]) -> None:
 def test_config(vector: dict[str, Any]) -> None:
     data = (VECTORS / vector["file"]).read_bytes()
     assert [list(pair) for pair in client.read_pairs(data)] == vector["value"]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+def test_a_row_of_tasks_that_are_alike(step: int) -> None:
+    """What is like a task before it is read at a glance; what only looks so is not."""
+    text = b"Ticket=%d\nTimeout=60%d\nTask=%d\nEnvironment=A=b=c \nCommandLine=echo  %d \n"
+    text += b"[%s]\nName=output\nFile=stdout\n"
+    tasks = [text % (each, each, each, each, b"Result") for each in (1, 2, 3)]
+    tasks.append(text % (4, 4, 4, 4, b"Output"))
+    tasks.append(tasks[0].replace(b"Timeout", b"Timeouts").replace(b"Ticket=1", b"Ticket=5"))
+    answer = client.AnswerReader(Kept)
+    data = b"".join(b"task %d\n%s\n" % (len(task), task) for task in tasks) + b"over 9\n"
+    for at in range(0, len(data), step):
+        answer.feed(data[at : at + step])
+    assert answer.over == ["9"]
+    assert [task.ticket for task in answer.tasks] == ["1", "2", "3", "4", "5"]
+    assert [task.error is None for task in answer.tasks] == [True, True, True, False, True]
+    for task in answer.tasks[:3]:
+        assert task.number == task.ticket
+        assert task.timeout == 600 + int(task.ticket)
+        assert task.command == b"echo  " + task.ticket.encode()
+        assert task.environment == [(b"A", b"b=c ")]
+        assert task.results == [(b"output", b"stdout")]
+    with pytest.raises(ValueError):  # noqa: PT011
+        answer.feed(b"task %d\n%s\n" % (len(tasks[0]) - 1, tasks[0]) * 2)
