@@ -1846,6 +1846,14 @@ def split_words(command):
     return command.split()
 
 
+class Place:
+    """The client's folder, open."""
+
+    def __init__(self, path):
+        self.path = path
+        self.descriptor = os.open(path, FOLDER_ONLY)
+
+
 class Workspace:
     """What a worker is given: a folder, and a file for its standard error.
 
@@ -1853,21 +1861,27 @@ class Workspace:
     disk, to make and remove one takes longer than many a worker.
     """
 
-    def __init__(self, place, number, base):
-        self.base = base
-        self.folder = os.fsencode(base)
+    def __init__(self, place, number, name):
+        self._place = place
+        self._call(name)
         os.mkdir(self.folder, 0o700)
         self.descriptor = os.open(self.folder, FOLDER_ONLY)
-        self._errors_path = os.path.join(place, "%08d.err" % number)
+        self._errors_path = os.path.join(place.path, "%08d.err" % number)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         self.errors = os.open(self._errors_path, flags, 0o600)
         self._mark()
 
-    def rename(self, base):
+    def _call(self, name):
+        self._name = name
+        self.base = self._place.path + "/" + name
+        self.folder = os.fsencode(self.base)
+
+    def rename(self, name):
         """It is for another ticket now; ``OSError``: somebody has moved it."""
-        folder = os.fsencode(base)
-        os.rename(self.folder, folder)
-        self.base, self.folder = base, folder
+        # from the open place: the way there takes a fifth of the time
+        place = self._place.descriptor
+        os.rename(self._name, name, src_dir_fd=place, dst_dir_fd=place)
+        self._call(name)
 
     def _mark(self):
         # a time that nothing else sets: then one look tells that nothing was made or removed
@@ -1919,6 +1933,8 @@ class Stream:
     PIECE = 65536  # what a pipe holds, as a rule
     PIECES = 17  # one may hold a megabyte; what comes after that nobody waits for
 
+    __slots__ = ("path", "data", "problem", "long", "file", "source", "target")
+
     def __init__(self, path, long):
         self.path = path
         self.data = b""  # unless there is a file
@@ -1929,7 +1945,6 @@ class Stream:
             self.target = self.file = self._open()
         else:
             self.source, self.target = os.pipe()
-            os.set_blocking(self.source, False)
 
     def _open(self):
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -1939,7 +1954,11 @@ class Stream:
         if self.source is not None:
             os.close(self.target)
 
-    def read(self, _mask=None):
+    def unblock(self):
+        """Before ``read``: what a worker left running may hold the other end open for long."""
+        os.set_blocking(self.source, False)
+
+    def read(self):
         """Take what is there; how much."""
         try:
             data = os.read(self.source, self.PIECE)
@@ -1967,6 +1986,7 @@ class Stream:
     def finish(self):
         """The worker has ended: take the rest. ``long`` says whether it is in the file."""
         if self.source is not None:
+            self.unblock()
             for _ in range(self.PIECES):
                 if self.read() < self.PIECE:
                     break
@@ -2057,7 +2077,7 @@ class Engine:
         self.nice = None  # the priority that workers get, where it is not our own
         self._client = client
         self._loop = client.loop
-        self._place = place
+        self._place = Place(place)
         self._spawner = Spawner()
         self._number = itertools.count(1)
         self._spare = []
@@ -2125,7 +2145,7 @@ class Engine:
         """Spare workspaces for those that wait: to rename many in a row takes half the time."""
         while self._spare and self._equipped < len(self.waiting):
             task = self.waiting[self._equipped]
-            task.workspace = self._spare_for(self._base_of(task))
+            task.workspace = self._spare_for(self._name_for(task))
             if task.workspace:
                 self._equipped += 1
 
@@ -2214,21 +2234,20 @@ class Engine:
         if run.streams:
             self._look_by(run.started + self.WATCH)
 
-    def _base_of(self, task):
+    def _name_for(self, task):
         # hashes have one width: none is the beginning of another
-        name = digest("ticket", self._client.settings.session, task.ticket)[:24]
-        return os.path.join(self._place, name)
+        return digest("ticket", self._client.settings.session, task.ticket)[:24]
 
     def _workspace_for(self, task):
-        base = self._base_of(task)
-        return self._spare_for(base) or Workspace(self._place, next(self._number), base)
+        name = self._name_for(task)
+        return self._spare_for(name) or Workspace(self._place, next(self._number), name)
 
-    def _spare_for(self, base):
+    def _spare_for(self, name):
         """A workspace that was used before, under this name now; None if there is none."""
         while self._spare:
             workspace = self._spare.pop()
             try:
-                workspace.rename(base)
+                workspace.rename(name)
             except OSError:
                 workspace.close()
             else:
@@ -2294,6 +2313,7 @@ class Engine:
             if not stream.read():
                 self._loop.watch(stream.source, 0)  # its end
 
+        stream.unblock()
         self._loop.watch(stream.source, selectors.EVENT_READ, ready)
 
     def stop(self, run):
@@ -2409,7 +2429,7 @@ class Engine:
             run.workspace.close()
             results = [[to_text(name), to_text(file)] for name, file in run.task.results]
             data = {"ticket": run.task.ticket, "seconds": round(seconds, 3), "results": results}
-            record = Record(self._place, os.path.basename(run.workspace.base), data)
+            record = Record(self._place.path, os.path.basename(run.workspace.base), data)
             record.save()
             return record
         self._recycle(run)
@@ -2448,7 +2468,7 @@ class Engine:
         return [], True
 
     def _full(self):
-        room = quietly(os.statvfs, self._place)
+        room = quietly(os.statvfs, self._place.path)
         return room is not None and room.f_blocks and not room.f_bavail
 
     def _error_tail(self, run):
