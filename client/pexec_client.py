@@ -36,9 +36,10 @@ that gives up after ``Patience``, leaves it for the session's next client here. 
 the server gives out again. When there is no task, and with masters that have no exchange, tasks
 come by GET /task; with the latter every outcome is a Post.
 
-How short tasks go fast: when a worker ends, nothing is done but to start the next one. What
-those have left that ended in the last ``AGE`` is then looked at together and told
-together, while enough tasks wait here for the slots not to stand idle until the answer comes.
+How short tasks go fast: when a worker ends, nothing is done but to start the next one, whose words
+and folder were made ready before, with those of others. What those have left that ended in the last
+``AGE`` is then looked at together and told together, while enough tasks wait here for the slots not
+to stand idle until the answer comes.
 
 Below the folder (``--dir``), everything 0700:
 
@@ -880,8 +881,8 @@ class Task:
     )
 
     def __init__(self):
-        self.ticket = ""
-        self.number = ""
+        self.ticket = ""  # a word of ours, too: text
+        self.number = b""
         self.timeout = TIMEOUT_NONE
         self.command = b""
         self.environment = []  # (name, value)
@@ -989,7 +990,7 @@ class TaskReader(Parser):
         if key == b"Ticket":
             task.ticket = word.decode("latin-1")
         elif key == b"Task":
-            task.number = word.decode("latin-1")
+            task.number = word
         elif key == b"Timeout":
             task.timeout = int(word)
         elif key == b"CommandLine":
@@ -1104,7 +1105,7 @@ class AnswerReader(Parser):
         task = Task()
         task.ticket = ticket.decode("latin-1")
         task.timeout = int(timeout)
-        task.number = number.decode("latin-1")
+        task.number = number
         for line in environment.split(b"\n")[:-1]:
             task.environment.append(variable(line.partition(b"=")[2]))
         task.command = command.strip()
@@ -1380,13 +1381,13 @@ class Spawner:
         Its PID. The client's own current folder becomes the worker's: nothing here depends on it.
         """
         os.fchdir(folder)
-        path = environment.get(b"PATH", DEFAULT_PATH)
         program = words[0]
         if b"/" not in program:
+            path = environment.get(b"PATH", DEFAULT_PATH)
             program = self._found.get((path, program)) or self._find(path, program)
-        dup = os.POSIX_SPAWN_DUP2 if self._lean else None
         try:
             if self._lean:
+                dup = os.POSIX_SPAWN_DUP2
                 return os.posix_spawn(
                     program,
                     words,
@@ -1399,7 +1400,7 @@ class Spawner:
         except NotImplementedError:  # a C library that cannot make sessions
             self._lean = False
         except OSError:
-            self._found.pop((path, words[0]), None)  # it may have moved
+            self._found.clear()  # it may have moved
             raise
         import subprocess
 
@@ -2262,7 +2263,7 @@ class Engine:
             environment = self._with_worker(environment)
             for name in (b"PEXEC_SESSION", b"PEXEC_HOST"):
                 environment[name] = self._environment[name]
-        environment[b"PEXEC_TASK"] = to_bytes(run.task.number)
+        environment[b"PEXEC_TASK"] = run.task.number
         environment[b"PEXEC_TICKET"] = to_bytes(run.task.ticket)
         environment[b"PEXEC_SLOT"] = b"%d" % run.slot
         environment[b"PEXEC_FOLDER"] = run.workspace.folder

@@ -122,7 +122,7 @@ def test_a_row_of_tasks_that_are_alike(step: int) -> None:
     assert [task.ticket for task in answer.tasks] == ["1", "2", "3", "4", "5"]
     assert [task.error is None for task in answer.tasks] == [True, True, True, False, True]
     for task in answer.tasks[:3]:
-        assert task.number == task.ticket
+        assert task.number == task.ticket.encode()
         assert task.timeout == 600 + int(task.ticket)
         assert task.command == b"echo  " + task.ticket.encode()
         assert task.environment == [(b"A", b"b=c ")]
