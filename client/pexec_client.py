@@ -50,7 +50,7 @@ Below the folder (``--dir``), everything 0700:
     failed/TICKET/                   with KeepFailed: what failed attempts left
     HOST-HASH-PID-RANDOM/            one client; no other host can have that name
       bin/WORKER                     its hard link
-      TICKET-HASH/                   current folder of a worker
+      TICKET-HASH/                   current folder of a worker, or of one to be started
       TICKET-HASH.{in,out,stderr}    its streams, where they are results and not pipes
       TICKET-HASH.json               a record: the files belong to a ticket that is to be posted
       NUMBER.err                     standard error of workers, one after another
