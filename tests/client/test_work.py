@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.client.conftest import BOTH, Hosts
+from tests.client.conftest import BOTH, CLIENT, Hosts
 from tests.client.master import SESSION, Master, Task
 
 WORKER = b"#!/bin/sh\necho worker $0 says $@\n"
@@ -370,6 +371,39 @@ def test_a_large_input_needs_little_memory(hosts: Hosts, master: Master) -> None
     peak = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
     assert peak < 60 * 1024
     assert master.text(10000).strip() == "120000000"
+
+
+WHERE = "/bin/sh -c 'set -- $(cut -d\" \" -f1,5,6 /proc/self/stat); echo $$ $2 $3'"
+
+
+def test_a_worker_has_a_process_group_of_its_own(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, WHERE))
+
+    assert hosts.run() == 0
+
+    pid, group, _ = master.text(10000).split()
+    assert group == pid
+
+
+def test_a_terminal_is_none_of_its_workers_business(hosts: Hosts, master: Master) -> None:
+    master.add(Task(10000, WHERE), Task(10001, "/bin/sh -c 'echo a > /dev/tty; echo $?'"))
+    orders = hosts.home / "orders"
+    orders.write_text(f"Session={SESSION}\nServer={master.url}\nHost=h1\nDir={hosts.dir}\n")
+    ours, theirs = os.openpty()
+    command = ["setsid", "--ctty", hosts.python, str(CLIENT), "--from", str(orders)]
+    client = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=hosts.environment()
+    )
+    hosts.clients.append(client)
+    (hosts.home / "log-0").touch()
+    os.close(theirs)
+
+    assert client.wait(15) == 0
+
+    os.close(ours)
+    pid, group, session = master.text(10000).split()
+    assert pid == group == session
+    assert master.text(10001).strip() != "0"
 
 
 @BOTH
