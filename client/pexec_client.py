@@ -116,8 +116,9 @@ import urllib.parse
 CHUNK = 256 * 1024  # bytes read or sent at once; the memory a transfer needs
 LINE_MOST = 4 * 1024 * 1024  # bytes of a line in a task; argument lists end at 2 MiB
 STDERR_TAIL = 4096  # bytes of standard error that go with a failure
-INLINE_MOST = 131072  # bytes of results that are kept in memory and told in an exchange ...
-OUTBOX_MOST = 2 * 1024 * 1024  # ... while so many in all wait for the next one; else from disk
+INLINE_MOST = 131072  # bytes of results that are kept in memory and told in an exchange
+SMALL_MOST = 16384  # of results that always are; larger ones only where it has room for them
+OUTBOX_MOST = 2 * 1024 * 1024  # bytes in all that may wait for the next exchange
 TIMEOUT_NONE = 31536000  # a Timeout that means: no limit
 AGE = 0.05  # seconds until it is told that a worker has ended: then for many at once
 KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
@@ -2475,7 +2476,7 @@ class Engine:
                 words = (to_text(name), to_text(file), error.strerror)
                 raise OSError(error.errno, "result %s: %s: %s" % words) from error
             parts.append(b"[Result]\nName=%s\n%s%s%s" % (name, opening(len(data)), data, CLOSING))
-        if size <= INLINE_MOST and self._client.has_room():
+        if size <= INLINE_MOST and self._client.has_room(size):
             return parts, False
         try:
             for stream in run.streams.values():
@@ -2564,7 +2565,8 @@ class Exchange:
 
     One is under way at a time. It is sent when what has ended is ``AGE`` old, when few tasks are
     left to start, or when nothing runs. How many tasks are wanted ahead is learned: twice as
-    many as were done between two exchanges, more when slots stood idle until the answer came.
+    many as were done between two exchanges, more when slots stood idle until the answer came. So is
+    how much of large results may wait for one: others go by requests of their own, from disk.
     """
 
     AHEAD_MOST = 512  # tasks that may wait here
@@ -2582,7 +2584,10 @@ class Exchange:
         self._most = most  # bytes of a body
         # a ticket is doubtful after 3 x ping + 5 s of silence: there must be time for another try
         self._limit = max(2 * ping, 10.0)
-        self.size = 0  # bytes in the outbox, without the entries' heads
+        self._size = 0  # bytes in the outbox, without the entries' heads
+        self._room = OUTBOX_MOST // 4  # bytes that should be there, as learned
+        self._sent = 0  # bytes of the one that is under way
+        self._sent_at = 0.0
         self._call = None
         self._carried = []  # outcomes in the one that is under way
         self._back = []  # tickets to give back
@@ -2598,7 +2603,11 @@ class Exchange:
 
     def add(self, outcome):
         self.outbox.append(outcome)
-        self.size += len(outcome.body)
+        self._size += len(outcome.body)
+
+    def has_room(self, size):
+        """Only for what the way to the server takes within a second: pings wait behind it."""
+        return size <= SMALL_MOST or self._size + size <= self._room
 
     def unconfirmed(self):
         return self._carried + self.outbox
@@ -2655,7 +2664,7 @@ class Exchange:
             return True
         if self._ping_due and (engine.runs or engine.waiting or self._client.large()):
             return True
-        if (self.outbox or engine.over) and not engine.runs or self.size > self._most // 2:
+        if (self.outbox or engine.over) and not engine.runs or self._size > self._most // 2:
             return True
         return len(engine.waiting) <= self._slots and self._want() > 0
 
@@ -2704,8 +2713,9 @@ class Exchange:
             size += len(entry)
         self._carried = self.outbox[: len(parts)]
         del self.outbox[: len(parts)]
-        self.size = sum(len(outcome.body) for outcome in self.outbox)
+        self._size = sum(len(outcome.body) for outcome in self.outbox)
         body += b"".join(parts)
+        self._sent, self._sent_at = len(body), now
 
         def make_body():
             made = Body()
@@ -2744,6 +2754,9 @@ class Exchange:
         client = self._client
         if response.status == 200:
             self._backoff = backoff()
+            if self._sent > SMALL_MOST:
+                in_a_second = self._sent / max(time.monotonic() - self._sent_at, 0.001)
+                self._room = min(int(in_a_second), OUTBOX_MOST)
             del self._back[:given_back]
             for outcome in carried:
                 client.settled(outcome)
@@ -2756,7 +2769,7 @@ class Exchange:
                 client.no_more()
         elif response.status in (0, 503):
             self.outbox[:0] = carried
-            self.size += sum(len(outcome.body) for outcome in carried)
+            self._size += sum(len(outcome.body) for outcome in carried)
             client.keep_unsent(self.outbox)
             pause = response.retry_after() or next(self._backoff)
             self._pause = client.loop.later(pause, self._go_on)
@@ -3147,9 +3160,9 @@ class Client:
                 self._engine.drop(task)
                 self.forget(ticket)
 
-    def has_room(self):
-        """May a result wait in memory until it is told?"""
-        return not self._exchange or self._exchange.size < OUTBOX_MOST
+    def has_room(self, size):
+        """May results of so many bytes wait in memory until they are told?"""
+        return not self._exchange or self._exchange.has_room(size)
 
     def large(self):
         """The records that are on their way."""
