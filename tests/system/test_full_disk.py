@@ -186,7 +186,8 @@ def test_reports_are_whole_or_not_there_and_made_up_for(disk: Path, pump: Pump) 
     room = os.statvfs(disk).f_bavail
     for number in range(100):
         joblog.add([(row(number, "x" * 500), "work")])
-        statistics.write(partial(dict, done=number, text="x" * 10_000))
+        numbers = {"done": number, "text": "x" * 10_000}
+        statistics.write(partial(lambda numbers, _: numbers, numbers))
     for _ in range(6):
         while len(pump.getDelayedCalls()) < 2:  # until both have been refused again
             pump.step()
