@@ -523,26 +523,19 @@ class RunningSession:
     async def _spool_first(
         self, ask: int, caller: Caller, want: int, posted: Posted, large: Sequence[int]
     ) -> None:
-        """Put the larger results on disk, all at a time, before all is journalled."""
-        uploads = {
-            ticket: self._upload(ticket, contents)
+        """Put the larger results on disk before all is journalled."""
+        wanted = {
+            ticket: contents
             for ticket, _, contents in posted.complete
             if ticket in large and self._core.wanted(ticket)
         }
-        spooled: dict[int, tuple[StoredResult, ...]] = {}
-        problem: TwistedFailure | None = None
-        for ticket, upload in uploads.items():
-            try:
-                spooled[ticket] = await upload
-            except JournalError as error:
-                self.disk.spool_failed(str(error))
-                problem = TwistedFailure()
-        if problem is None:
-            self._exchange(ask, caller, want, posted, spooled)
+        try:
+            spooled = await self._parts.spool.store(wanted)
+        except JournalError as error:
+            self.disk.spool_failed(str(error))
+            self._exchange_failed(TwistedFailure(), ask)
             return
-        for results in spooled.values():
-            self._parts.spool.discard(results)
-        self._exchange_failed(problem, ask)
+        self._exchange(ask, caller, want, posted, spooled)
 
     def _exchanger(self, ask: int) -> Deferred[TaskSupply] | None:
         """Take the exchange that waits under this number; None when its peer has left."""
@@ -633,16 +626,6 @@ class RunningSession:
         kept = ResultKept(ticket, self._core.task_of(ticket), results)
         stored = ResultStored(self._now(), ticket, seconds)
         await self.disk.confirmed(self._submit(stored, kept))
-
-    def _upload(
-        self, ticket: int, contents: Mapping[str, bytes]
-    ) -> Deferred[tuple[StoredResult, ...]]:
-        """Put results of an exchange on disk that are too large for the journal."""
-        upload = self._parts.spool.upload(ticket)
-        for name, data in contents.items():
-            upload.begin(name, len(data))
-            upload.write(data)
-        return upload.finish()
 
     def abandon(self, caller: Caller, ticket: int, upload: IUpload) -> None:
         """See ``ISession.abandon``."""

@@ -216,6 +216,19 @@ class ISpool(Interface):
     def upload(ticket: int) -> IUpload:
         """Begin to take the results of a ticket; several at once for one ticket do no harm."""
 
+    def store(
+        results: Mapping[int, Mapping[str, bytes]],
+    ) -> Deferred[dict[int, tuple[StoredResult, ...]]]:
+        """Keep results that are there as a whole, of several tickets together.
+
+        Args:
+            results: by ticket and name.
+
+        Returns:
+            Fires with the kept results of each ticket when all are durable. Fails with
+            ``JournalError`` when there is no room for all: then none is kept.
+        """
+
     def fits(contents: Mapping[str, bytes]) -> bool:
         """Whether results, by name, are small enough for the journal."""
 

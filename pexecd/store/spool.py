@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -31,6 +32,8 @@ INLINE = 16 * 1024
 #: An upload is written in pieces of so many bytes: each costs a turn of a thread. One that is
 #: shorter is written, made durable and named in one turn.
 PIECE = 256 * 1024
+#: So many files are made durable at the same time: a slow disk takes as long for all as for one.
+SYNCED_AT_ONCE = 16
 #: When so many bytes of an upload wait for the disk, its peer is to pause.
 MOST_WAITING = 1024 * 1024
 
@@ -61,6 +64,7 @@ class Spool:
         except OSError as error:
             raise _unusable(folder, error) from None
         self._rubbish = Batches[Path | FileIO](reactor, _dispose, "deleting results")
+        self._syncers = ThreadPoolExecutor(SYNCED_AT_ONCE, "spool")
         #: Who waits for the next sync of the folder, and whether one is under way.
         self._unsynced: list[Deferred[None]] = []
         self._syncing = False
@@ -95,6 +99,46 @@ class Spool:
         return Upload(
             self._folder, ticket, self._reactor, self._inline, self._rubbish, self._sync_folder
         )
+
+    def store(
+        self, results: Mapping[int, Mapping[str, bytes]]
+    ) -> Deferred[dict[int, tuple[StoredResult, ...]]]:
+        """See ``ISpool.store``."""
+        pool = self._reactor.getThreadPool()
+        return deferToThreadPool(self._reactor, pool, self._store, results)
+
+    def _store(
+        self, results: Mapping[int, Mapping[str, bytes]]
+    ) -> dict[int, tuple[StoredResult, ...]]:
+        """In a thread: write all, then have the disk take them together."""
+        files: dict[Path, FileIO] = {}
+
+        def write(ticket: int, name: str, data: bytes) -> StoredResult:
+            if len(data) <= self._inline:
+                return StoredResult(name, len(data), data, None)
+            path = _path_for(self._folder, ticket, name)
+            files[path] = file = FileIO(_unfinished(path), "xb")
+            _write(file, data)
+            return StoredResult(name, len(data), None, f"{self._folder.name}/{path.name}")
+
+        try:
+            stored = {
+                ticket: tuple([write(ticket, name, data) for name, data in contents.items()])
+                for ticket, contents in results.items()
+            }
+            at_once = self._syncers.map if len(files) > 1 else map
+            for _ in at_once(os.fsync, [file.fileno() for file in files.values()]):
+                pass  # raises what one of them raised
+            for path in files:
+                _unfinished(path).rename(path)
+            sync(self._folder)
+        except (OSError, RuntimeError) as error:  # the latter: it was closed meanwhile
+            _dispose([*files.values(), *map(_unfinished, files), *files])
+            words = error.strerror if isinstance(error, OSError) else error
+            raise JournalError(f"{self._folder}: {words}") from None
+        for file in files.values():
+            file.close()
+        return stored
 
     def _sync_folder(self) -> Deferred[None]:
         """Make the names of all files in the folder durable, once for all who wait for it."""
@@ -143,6 +187,7 @@ class Spool:
 
     def close(self) -> Deferred[None]:
         """Fires when all deletions are done."""
+        self._syncers.shutdown(wait=False)
         return self._rubbish.idle()
 
 
@@ -161,7 +206,7 @@ class _Part:
     def unfinished(self) -> Path:
         """Its name until it is whole."""
         assert self.path is not None
-        return self.path.with_name(self.path.name + _UNFINISHED)
+        return _unfinished(self.path)
 
 
 @implementer(IUpload)
@@ -210,8 +255,7 @@ class Upload:
             if part.size <= self._inline:
                 return None
             data, part.data = bytes(part.data), None
-            name = f"{self._ticket}-{secrets.token_hex(4)}-{_safe(part.name)}"
-            part.path = self._folder / name
+            part.path = _path_for(self._folder, self._ticket, part.name)
         self._backlog.append((part, data))
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= PIECE:
@@ -336,9 +380,7 @@ class Upload:
                 self._file = FileIO(part.unfinished, "xb")
                 self._file_of = part
             assert self._file is not None
-            left = memoryview(data)
-            while left:
-                left = left[self._file.write(left) :]
+            _write(self._file, data)
 
     def _seal(self) -> None:
         if self._file is not None:
@@ -354,9 +396,20 @@ class Upload:
             part.unfinished.rename(part.path)
 
 
-def _safe(name: str) -> str:
-    """A result's name as part of a file's name: never trusted, never special."""
-    return re.sub(r"[^A-Za-z0-9_]+", "_", name)[:_NAME_LENGTH]
+def _path_for(folder: Path, ticket: int, name: str) -> Path:
+    """A new file's final name; the result's own is never trusted, never special."""
+    safe = re.sub(r"[^A-Za-z0-9_]+", "_", name)[:_NAME_LENGTH]
+    return folder / f"{ticket}-{secrets.token_hex(4)}-{safe}"
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + _UNFINISHED)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _dispose(rubbish: Sequence[Path | FileIO]) -> None:

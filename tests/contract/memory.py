@@ -169,24 +169,47 @@ class MemorySpool:
     """A spool that keeps results of any size in memory.
 
     Attributes:
-        kept: the results of every upload that was finished and not aborted, by ticket.
+        kept: the results of every upload that was finished and not aborted, by ticket, and those
+            that were stored.
         discarded: what was to be deleted.
-        full: while True, no upload can be finished.
-        refused: tickets whose uploads cannot, either.
+        full: while True, nothing can be stored.
         inline: larger results than this are taken as uploads.
-        gate: what the end of every upload waits for.
+        gate: what the end of every upload waits for, and ``store``.
     """
 
     def __init__(self) -> None:
         self.kept: dict[int, list[tuple[StoredResult, ...]]] = {}
         self.discarded: list[StoredResult] = []
         self.full = False
-        self.refused: set[int] = set()
         self.inline = 16 * 1024
         self.gate: Deferred[None] | None = None
 
     def upload(self, ticket: int) -> MemoryUpload:
         return MemoryUpload(self, ticket)
+
+    def store(
+        self, results: Mapping[int, Mapping[str, bytes]]
+    ) -> Deferred[dict[int, tuple[StoredResult, ...]]]:
+        later: Deferred[None] = Deferred()
+        if self.gate is None:
+            later.callback(None)
+        else:
+            self.gate.chainDeferred(later)
+
+        def store(_: None) -> dict[int, tuple[StoredResult, ...]]:
+            if self.full:
+                raise JournalError("disk full")
+            stored = {
+                ticket: tuple(
+                    StoredResult(name, len(data), data, None) for name, data in all_.items()
+                )
+                for ticket, all_ in results.items()
+            }
+            for ticket, kept in stored.items():
+                self.kept.setdefault(ticket, []).append(kept)
+            return stored
+
+        return later.addCallback(store)
 
     def fits(self, contents: Mapping[str, bytes]) -> bool:
         return max(map(len, contents.values()), default=0) <= self.inline
@@ -230,7 +253,7 @@ class MemoryUpload:
     def _finish(self) -> Deferred[tuple[StoredResult, ...]]:
         if self._aborted:
             return fail(JournalError("given up"))
-        if self._spool.full or self._ticket in self._spool.refused:
+        if self._spool.full:
             return fail(JournalError("disk full"))
         self._results = tuple(
             StoredResult(name, len(data), bytes(data), None) for name, data in self._parts

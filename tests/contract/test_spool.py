@@ -80,6 +80,22 @@ class SpoolContract:
         )
         assert [self.content(one[0]) for one in stored] == [LARGE, LARGE[::-1]]
 
+    async def test_results_of_many_tickets_are_stored_together(self) -> None:
+        given = {
+            ticket: {"a": b"%d" % ticket, "b": LARGE + b"%d" % ticket, "c": b""}
+            for ticket in range(10000, 10030)
+        }
+        stored = await self.spool.store(given)
+        assert {
+            ticket: {result.name: self.content(result) for result in results}
+            for ticket, results in stored.items()
+        } == given
+        assert all(result.size for results in stored.values() for result in results[:2])
+        assert await self.spool.store({}) == {}
+        again = await self.spool.store({10000: {"b": LARGE}})
+        self.spool.discard(again[10000])
+        assert self.content(stored[10000][1]) == LARGE + b"10000"
+
     async def test_names_that_are_no_file_names(self) -> None:
         for name in ("../../x", "/etc/passwd", ".", "a" * 500, "é \n|", "a/b"):
             (stored,) = await self.take(self.spool.upload(10000), (name, LARGE))

@@ -318,18 +318,15 @@ class ExchangeTests(MasterCase):
 
     def test_a_full_spool_keeps_nothing_of_an_exchange(self) -> None:
         one, two = self.fetch(2)
-        self.spool.gate = Deferred()
+        self.spool.full = True
         waiting = self.exchange(
             1, complete=[(one, 0.5, {"output": LARGE}), (two, 0.5, {"output": LARGE})]
         )
-        self.spool.refused.add(two)
-        self.spool.gate.callback(None)
         self.failureResultOf(waiting, JournalError)
-        assert [result.data for result in self.spool.discarded] == [LARGE]
+        assert not self.spool.kept
         assert self.session.disk.full
         assert self.session.statistics().running == 2
-        self.spool.refused.clear()
-        self.spool.gate = None
+        self.spool.full = False
         self.clock.advance(2)
         supply = self.supply(
             complete=[(one, 0.5, {"output": LARGE}), (two, 0.5, {"output": LARGE})]

@@ -153,6 +153,21 @@ def test_an_aborted_upload_leaves_nothing(tmp_path: Path, pump: Pump, moment: st
     assert files(tmp_path) == []
 
 
+def test_where_not_all_have_room_none_is_stored(
+    tmp_path: Path, pump: Pump, largest_file: Limit
+) -> None:
+    spool = Spool(tmp_path / "spool", pump)
+    with largest_file(PIECE * 3 // 2):
+        stored = spool.store({10000: {"a": LARGE, "b": b"1"}, 10001: {"a": LARGE * 2}})
+        with pytest.raises(JournalError, match="spool: File too large"):
+            pump.wait(stored)
+    assert files(tmp_path) == []
+    pump.wait(spool.close())
+    with pytest.raises(JournalError, match="shutdown"):
+        pump.wait(spool.store({10000: {"a": LARGE}, 10001: {"a": LARGE}}))
+    assert files(tmp_path) == []
+
+
 def test_an_upload_that_was_given_up_lets_its_peer_go(tmp_path: Path, pump: Pump) -> None:
     spool = Spool(tmp_path / "spool", pump)
     upload = spool.upload(10000)
