@@ -1875,9 +1875,12 @@ class Place:
 class Workspace:
     """What a worker is given: a folder, and a file for its standard error.
 
-    Where a worker left the folder empty it serves the next one, under the name of its ticket: on a
-    disk, to make and remove one takes longer than many a worker.
+    Where a worker left no more than some small files the folder is emptied and serves the next one,
+    under the name of its ticket: on a disk, to make and remove one takes longer than many a worker.
     """
+
+    FILES_MOST = 8  # files that are removed at once
+    BYTES_MOST = 1024 * 1024  # and what they hold: large ones take their time
 
     def __init__(self, place, number, name):
         self._place = place
@@ -1912,18 +1915,33 @@ class Workspace:
         return status.st_mtime_ns, status.st_mode, status.st_nlink
 
     def clean(self):
-        """Is the folder as it was, so that the next worker can have it? Then it is made ready."""
+        """Can the next worker have the folder? Then it is made ready."""
         try:
             if os.lseek(self.errors, 0, os.SEEK_END):
                 os.ftruncate(self.errors, 0)
                 os.lseek(self.errors, 0, os.SEEK_SET)
             looks = self._look()
             if looks != self._looks:
-                if looks[1:] != self._looks[1:] or os.listdir(self.descriptor):
+                if looks[1:] != self._looks[1:] or not self._empty():
                     return False
                 self._mark()
         except OSError:
             return False
+        return True
+
+    def _empty(self):
+        """Remove what a worker left; false where that is for ``remove_tree``."""
+        names = os.listdir(self.descriptor)
+        if len(names) > self.FILES_MOST:
+            return False
+        here = {"dir_fd": self.descriptor}
+        found = [os.stat(name, follow_symlinks=False, **here) for name in names]
+        if any(stat.S_ISDIR(each.st_mode) for each in found):
+            return False
+        if sum(each.st_size for each in found) > self.BYTES_MOST:
+            return False
+        for name in names:
+            os.unlink(name, **here)
         return True
 
     def error_tail(self):
