@@ -36,6 +36,8 @@ from bench.running import ROOT, environment
 SOURCES = 16
 #: So many connections are being made at once.
 OPENING = 100
+#: Seconds for which the master holds a request for a task.
+HOLD = 30.0
 #: Seconds that a master which is gone is waited for.
 PATIENCE = 120.0
 #: Exit status when the master knows the single requests only.
@@ -353,7 +355,7 @@ class Held:
         # Each must have its task first: a request for another one would take somebody else's.
         for client, waiting in await asyncio.gather(*beginning):
             self._spawn(self._hold(client, waiting))
-        await asyncio.sleep(self._ping + 1)
+        await asyncio.sleep(max(HOLD, self._ping) + 1)
         steady = time.monotonic()
         self.lags.clear()
         print(json.dumps({"steady": steady, "ramp": steady - begun}), flush=True)
@@ -390,12 +392,12 @@ class Held:
         self._spawn(self._pings(client, pinging, task[0]))
         return client, waiting
 
-    def _turn(self, client: Client) -> float:
-        """Seconds of delay, spread over a gap between pings: not all were started at once."""
-        return self._ping * (client.number % 997) / 997
+    def _turn(self, client: Client, gap: float) -> float:
+        """Seconds of delay, spread over a gap between requests: not all were started at once."""
+        return gap * (client.number % 997) / 997
 
     async def _hold(self, client: Client, connection: Connection) -> None:
-        await asyncio.sleep(self._turn(client))
+        await asyncio.sleep(self._turn(client, HOLD))
         self._held += 1
         await client.take(connection)
         self._held -= 1  # it should never come
@@ -404,7 +406,7 @@ class Held:
         request = client.request("GET", "/ping", f"&ticket={ticket.decode()}")
         # By the clock, not from the last one: were this process late once, all those that were due
         # then would ping together for ever.
-        due = time.monotonic() // self._ping * self._ping + self._turn(client)
+        due = time.monotonic() // self._ping * self._ping + self._turn(client, self._ping)
         while True:
             while due <= time.monotonic():
                 due += self._ping
