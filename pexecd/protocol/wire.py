@@ -104,21 +104,13 @@ def encode_task(
     Raises:
         ValueError: it cannot be said: a value holds a line break.
     """
-    if framed and not message.inputs and not message.environment:  # most tasks of many are these
-        command = _line("CommandLine", message.command_line).encode()
-        numbers = b"Ticket=%d\nTimeout=%d\nTask=%d\n" % (
-            message.ticket,
-            message.timeout,
-            message.task,
-        )
-        return [numbers + command + _result_sections(message.results)]
-    head = [_line("Ticket", str(message.ticket)), _line("Timeout", str(message.timeout))]
+    head = f"Ticket={message.ticket}\nTimeout={message.timeout}\n"
     if framed:
-        head.append(_line("Task", str(message.task)))
-        head += [_line("Environment", f"{name}={value}") for name, value in message.environment]
-    head.append(_line("CommandLine", message.command_line))
+        head += f"Task={message.task}\n"
+        for name, value in message.environment:
+            head += _line("Environment", f"{name}={value}")
     pieces: list[bytes | Path] = []
-    text = "".join(head).encode()
+    text = (head + _line("CommandLine", message.command_line)).encode()
     for item in message.inputs:
         content = item.content
         size = (sizes or {})[content] if isinstance(content, Path) else len(content)
