@@ -63,7 +63,8 @@ class Scene:
         self.collector.settle(task, ticket)
 
     def gathered(self) -> None:
-        """What the collector does by itself when time has passed."""
+        """What the collector does by itself when time has passed, once it has begun."""
+        self.pump.wait(self.collector._opening)
         self.pump.advance(GATHERED)
         for lock in self.collector._locks.values():
             self.pump.wait(lock.run(lambda: None))
