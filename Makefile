@@ -46,12 +46,18 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pexecd needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
+# A wheel is compiled as it is installed, a checkout as it is run: not at all where
+# PYTHONDONTWRITEBYTECODE is set, and then every start takes twice as long.
+COMPILE = $(BIN)/python -m compileall -q pexecd client
+
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(COMPILE)
 	touch $(VENV)/.installed $@
 
 # Without the peers that cannot be had here; the bench says which.

@@ -24,8 +24,10 @@ NOBODY = "127.0.0.1 start=no\n"
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For a process that uses modules of this folder."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
+    """For a process that uses modules of this folder, compiled as an installed pexecd is."""
+    usual = {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
+    usual.pop("PYTHONDONTWRITEBYTECODE", None)
+    return usual
 
 
 def write_job(folder: Path, job: str, cluster: str, tasks: int) -> None:

@@ -38,7 +38,8 @@ from pexecd.faraway import LateConnector, Secured
 from pexecd.jobs import Renderer
 from pexecd.jobs.reach import as_tcp, is_loopback, is_secure, needs_tunnel
 from pexecd.jobs.values import HostSpec, Job
-from pexecd.launch import Launcher
+from pexecd.launch.launcher import Launcher
+from pexecd.launch.local import Spare
 from pexecd.master import Master, Parts, RunningSession
 from pexecd.notify import Notifier
 from pexecd.openfiles import raise_limit
@@ -96,6 +97,7 @@ class JobService(Service):
         reactor: the reactor; its clock is set to the monotonic one.
         job: the job, read and checked.
         start: how to begin where earlier runs left results.
+        spare: a client on this computer that was started already.
 
     Attributes:
         ended: fires with None when all is over and nothing is left running; never fails.
@@ -111,7 +113,13 @@ class JobService(Service):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, job: Job, start: Start = Start()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        reactor: Any,
+        job: Job,
+        start: Start = Start(),  # noqa: B008 - frozen
+        spare: Spare | None = None,
+    ) -> None:
         # reactor.seconds() is wall time and can jump: no deadline may depend on it.
         reactor.seconds = time.monotonic
         self.ended: Deferred[None] = Deferred()
@@ -122,6 +130,7 @@ class JobService(Service):
         self._reactor = reactor
         self._job = job
         self._start = start
+        self._spare = spare
         self._session: RunningSession | None = None
         self._launcher: Launcher | None = None
         self._started = time.time()
@@ -181,6 +190,8 @@ class JobService(Service):
         Whatever was opened is closed in reverse order, however this ends.
         """
         async with AsyncExitStack() as stack:
+            if self._spare is not None:
+                _closing(stack, self._spare.stop)
             self._say("reading what is stored")
             _tune_interpreter(stack, self._reactor)
             folder = await self._in_thread(StateFolder.claim, self._job.state)
@@ -435,6 +446,7 @@ class JobService(Service):
             session,
             LateConnector(self._reactor, self._job.ssh_config, self._in_thread),
             tunnel_end=secured.tunnel_end,
+            spare=self._spare,
         )
 
     def reread(self) -> None:

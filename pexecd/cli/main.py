@@ -11,6 +11,7 @@ import click
 
 from pexecd import __version__
 from pexecd.core.values import Outcome
+from pexecd.errors import BAD_INPUT, BadInputError
 
 JOB = click.argument("job", type=click.Path(path_type=Path))
 
@@ -51,10 +52,16 @@ def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
     # What is loaded now stays; looking for garbage meanwhile would take a twentieth of the start.
     gc.disable()
     try:
+        from pexecd.cli.early import begin  # noqa: PLC0415
+
+        early = begin(job)
         from pexecd.cli.run import run_job  # noqa: PLC0415
         from pexecd.state import Start  # noqa: PLC0415
 
-        status = run_job(job, Start(**start), as_json=as_json, verbose=verbose)
+        status = run_job(early, Start(**start), as_json=as_json, verbose=verbose)
+    except BadInputError as error:
+        print(error, file=sys.stderr)
+        status = BAD_INPUT
     except KeyboardInterrupt:  # before the run catches it
         status = _interrupted()
     sys.exit(status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -13,10 +12,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 from zope.interface import implementer
 
+from pexecd.cli.early import Early
 from pexecd.cli.progress import Progress, unheard
 from pexecd.core.ledger import COSTLY
-from pexecd.errors import BAD_INPUT, BadInputError
-from pexecd.jobs import read_job
 from pexecd.jobs.values import Job
 from pexecd.service import JobService
 from pexecd.state import Start
@@ -27,11 +25,11 @@ from pexecd.units import Seconds
 RENEWED: Seconds = 0.5
 
 
-def run_job(path: Path, start: Start, *, as_json: bool, verbose: bool) -> int:
+def run_job(early: Early, start: Start, *, as_json: bool, verbose: bool) -> int:
     """Work on a job in this process until it is over.
 
     Args:
-        path: the job file.
+        early: the job, and what was begun already.
         start: how to begin where earlier runs left results.
         as_json: print the statistics as JSON on standard output.
         verbose: show the whole log, not only its warnings.
@@ -39,16 +37,10 @@ def run_job(path: Path, start: Start, *, as_json: bool, verbose: bool) -> int:
     Returns:
         The exit status (SPEC section 4).
     """
-    from twisted.internet import reactor  # noqa: PLC0415 - as late as the command allows
-
-    try:
-        job = read_job(path)
-    except BadInputError as error:
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+    job, reactor = early.job, early.reactor
     progress = Progress(sys.stderr)
     _log_to(progress, verbose)
-    service = JobService(reactor, job, start)
+    service = JobService(reactor, job, start, early.spare)
     renewal = LoopingCall(lambda: progress.show(service.totals(), service.doing))
 
     def begin() -> None:

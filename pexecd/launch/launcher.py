@@ -32,7 +32,7 @@ from pexecd.launch.errors import (
     StartFailedError,
     explain,
 )
-from pexecd.launch.local import LocalClient
+from pexecd.launch.local import LocalClient, Spare
 from pexecd.launch.remote import start_client, why_not
 from pexecd.launch.shared import Copies
 from pexecd.launch.start import client_lines, command_by_hand
@@ -90,6 +90,7 @@ class Launcher:
         *,
         tunnel_end: Callable[[], Deferred[TunnelEnd]] | None = None,
         client: Path | None = None,
+        spare: Spare | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Prepare; ``start`` begins.
@@ -102,6 +103,7 @@ class Launcher:
             connector: opens SSH connections.
             tunnel_end: says where the tunnels lead of hosts whose order names no server.
             client: the client's file; default: the one that comes with pexecd.
+            spare: a client here that was started already.
             jitter: chance, from 0 to 1, for the pauses between attempts.
         """
         self._log = Logger()
@@ -112,6 +114,7 @@ class Launcher:
         self._connector = connector
         self._tunnel_end = tunnel_end
         self._client = client or client_file()
+        self._spare = spare
         self._jitter = jitter
         self._copies = Copies()
         self._hosts = {host.name: host for host in hosts}
@@ -144,6 +147,7 @@ class Launcher:
         )
         keeper.replaces = replaces
         keeper.tunnel_end = self._tunnel_end
+        keeper.spare = self._spare
         kept = Deferred.fromCoroutine(keeper.keep()).addErrback(self._ended, host.name)
         self._running[host.name] = kept
 
@@ -218,12 +222,14 @@ class _Keeper:
         retired: no client is to be started any more; the one that is there ends by itself.
         replaces: a client that is there already must end before another is started.
         tunnel_end: says where a tunnel leads.
+        spare: a client on this computer that was started already.
         holds_tunnel: whether a client may need it just now.
         stopping: ``keep`` was cancelled. It must not rely on CancelledError alone: some steps
             of Twisted end with an error of their own then, as looking up a name does.
     """
 
     tunnel_end: Callable[[], Deferred[TunnelEnd]] | None = None
+    spare: Spare | None = None
     holds_tunnel = False
     leaving = False
     retired = False
@@ -372,12 +378,13 @@ class _LocalKeeper(_Keeper):
     async def _run(self) -> Callable[[], None]:
         name = self._host.name
         python = self._host.python or sys.executable
-        lines = client_lines(self._host, self._order)
+        client = self.spare.take(python) if self.spare is not None else None
         try:
-            client = LocalClient(self._reactor, python, self._client, lines)
+            client = client or LocalClient(self._reactor, python, self._client)
         except OSError as error:
             said = f"{python}: {error.strerror}"
             raise NoPythonError(name, START, "no usable Python", said) from None
+        client.tell(client_lines(self._host, self._order))
         self._process = client
         self._watcher.host_started(name)
         try:

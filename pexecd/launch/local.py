@@ -43,14 +43,16 @@ class LocalClient(ProcessProtocol):
         stderr: the end of what it said.
     """
 
-    def __init__(self, reactor: Any, python: str, client: Path, lines: bytes) -> None:
-        """Start it.
+    def __init__(self, reactor: Any, python: str, client: Path) -> None:
+        """Start it; it waits to be told.
 
         Args:
             reactor: spawns it.
             python: what to run it with.
             client: the client's file.
-            lines: its orders, for its standard input.
+
+        Raises:
+            OSError: it cannot be run.
         """
         self.status: int | None = None
         self.signal: int | None = None
@@ -62,6 +64,13 @@ class LocalClient(ProcessProtocol):
         python = os.path.expanduser(python)
         command = with_limit_before([python, "-c", _IN_OWN_SESSION, str(client), "--from", "-"])
         reactor.spawnProcess(self, command[0], command, dict(os.environ))
+
+    def tell(self, lines: bytes) -> None:
+        """Let it begin.
+
+        Args:
+            lines: its orders, for its standard input.
+        """
         self._process.write(lines)
         self._process.closeStdin()
 
@@ -69,6 +78,11 @@ class LocalClient(ProcessProtocol):
         """It runs, and may even have ended before ``spawnProcess`` returns."""
         self._process = transport
         super().makeConnection(transport)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not ended."""
+        return self.status is None and self.signal is None
 
     @property
     def how(self) -> str:
@@ -125,3 +139,27 @@ class LocalClient(ProcessProtocol):
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
+
+
+class Spare:
+    """A client on this computer that is started before it is known what it is to be told.
+
+    It loads while the master does; the first host here takes it.
+    """
+
+    def __init__(self, reactor: Any, python: str, client: Path) -> None:
+        """Start it; see ``LocalClient``."""
+        self._python = python
+        self._client: LocalClient | None = LocalClient(reactor, python, client)
+
+    def take(self, python: str) -> LocalClient | None:
+        """The client, once; None if there is none any more, or it is another Python's."""
+        if python != self._python:
+            return None
+        client, self._client = self._client, None
+        return client if client is not None and client.waits else None
+
+    def stop(self) -> Deferred[None]:
+        """End it unless it was taken; fires when it has ended."""
+        client, self._client = self._client, None
+        return succeed(None) if client is None else client.stop()

@@ -61,9 +61,8 @@ def test_an_installed_pexecd_works_from_any_folder(tmp_path: Path, tree: Path, w
     elsewhere.mkdir()
     assert "--job" in run(str(venv / "bin" / "twistd"), "pexecd", "--help", cwd=elsewhere)
     assert "check" in run(str(venv / "bin" / "pexecd"), "--help", cwd=elsewhere)
-    found = run(
-        python, "-c", "import pexecd.launch; print(pexecd.launch.client_file())", cwd=elsewhere
-    )
+    where = "from pexecd.launch.clientfile import client_file; print(client_file())"
+    found = run(python, "-c", where, cwd=elsewhere)
     assert "usage" in run(sys.executable, found.strip(), "--help", cwd=elsewhere)
     (elsewhere / "j.ini").write_text(JOB)
     (elsewhere / "t").write_text("n\n1\n2\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +23,8 @@ from zope.interface.verify import verifyObject
 
 from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
-from pexecd.launch import Launcher, client_file, local
-from pexecd.launch.clientfile import ClientProgram
+from pexecd.launch import local
+from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import (
     FolderUnusableError,
     LoginUnusableError,
@@ -32,6 +33,7 @@ from pexecd.launch.errors import (
     SessionRefusedError,
     StartFailedError,
 )
+from pexecd.launch.launcher import Launcher
 from pexecd.ports import ClientOrder, IHostWatcher, ILauncher
 from pexecd.ssh import Connector
 from pexecd.ssh.errors import CopyFailedError, HostKeyUnknownError
@@ -414,6 +416,43 @@ class TestHere(LaunchCase):
         os.kill(pid, signal.SIGKILL)
         await self.watcher.until(lambda: len(self.watcher.started) == 2)
         self.assertEqual(self.watcher.ended, [(":", "signal 9")])
+
+    def spare(self, program: Path, python: str = sys.executable) -> local.Spare:
+        spare = local.Spare(reactor, python, program)
+        self.addCleanup(spare.stop)
+        return spare
+
+    async def test_one_that_was_started_already_is_told(self) -> None:
+        program = self.own_copy()
+        spare = self.spare(program)
+        (before,) = processes(str(program))
+        launcher = self.launch(self.here(), client=program, spare=spare)
+        await becomes(lambda: "/task :" in self.master.asked)
+        self.assertEqual(processes(str(program)), [before])
+        await spare.stop()  # it is the launcher's now
+        os.kill(before, signal.SIGKILL)
+        await self.watcher.until(lambda: len(self.watcher.started) == 2)
+        await launcher.stop()
+        self.assertEqual(processes(str(program)), [])
+
+    async def test_one_that_was_started_already_and_has_died(self) -> None:
+        program = self.own_copy()
+        spare = self.spare(program)
+        (before,) = processes(str(program))
+        os.kill(before, signal.SIGKILL)
+        await becomes(lambda: not Path(f"/proc/{before}").exists())
+        self.launch(self.here(), client=program, spare=spare)
+        await becomes(lambda: "/task :" in self.master.asked)
+
+    async def test_one_that_was_started_already_by_another_python(self) -> None:
+        program = self.own_copy()
+        spare = self.spare(program)
+        (before,) = processes(str(program))
+        self.launch(self.here(python="/usr/bin/python3"), client=program, spare=spare)
+        await becomes(lambda: "/task :" in self.master.asked)
+        self.assertEqual(len(processes(str(program))), 2)
+        await spare.stop()
+        self.assertNotIn(before, processes(str(program)))
 
     async def test_folder_that_cannot_be_made(self) -> None:
         launcher = self.launch(HostSpec(":", ":", local=True, dir="/proc/pexecd"))

@@ -13,8 +13,7 @@ from zope.interface.verify import verifyObject
 
 from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
-from pexecd.launch import Launcher, client_file
-from pexecd.launch.clientfile import ClientProgram
+from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import (
     FolderUnusableError,
     LoginUnusableError,
@@ -22,6 +21,7 @@ from pexecd.launch.errors import (
     NoPythonError,
     StartFailedError,
 )
+from pexecd.launch.launcher import Launcher
 from pexecd.launch.onhost import MARK
 from pexecd.ports import (
     ClientOrder,

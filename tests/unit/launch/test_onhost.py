@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pexecd.jobs.values import HostSpec
-from pexecd.launch import client_file, errors, onhost
-from pexecd.launch.clientfile import ClientProgram
+from pexecd.launch import errors, onhost
+from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.start import check_input
 from tests.client.conftest import PYTHONS, find_python
 

@@ -10,8 +10,7 @@ import pytest
 import pexecd
 from pexecd.errors import HostError, StateError
 from pexecd.jobs.values import HostSpec
-from pexecd.launch import client_file
-from pexecd.launch.clientfile import ClientProgram
+from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import NoPlatformError, NoPythonError, explain
 from pexecd.launch.launcher import pause
 from pexecd.launch.start import client_lines, command_by_hand, start_input

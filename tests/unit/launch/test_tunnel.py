@@ -14,9 +14,8 @@ from zope.interface.verify import verifyObject
 
 from pexecd.errors import ForwardRefusedError, HostError
 from pexecd.jobs.values import HostSpec
-from pexecd.launch import Launcher
 from pexecd.launch.errors import RUNNING, STARTED, LoginUnusableError
-from pexecd.launch.launcher import OLD_CLIENT_PAUSE
+from pexecd.launch.launcher import OLD_CLIENT_PAUSE, Launcher
 from pexecd.launch.tunnel import TunnelFailedError
 from pexecd.ports import ClientOrder, CommandResult, IConnection, TunnelEnd
 from tests.unit.launch.test_launcher import ScriptedConnector, Watcher, ended

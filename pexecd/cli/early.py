@@ -1,0 +1,72 @@
+"""What ``pexecd run`` does before it loads the rest of itself, so that a short job begins soon.
+
+The job is read, so that its mistakes are told at once, and a client on this computer is started: it
+loads on another core meanwhile. ``bench/first.py`` shows what takes how long.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pexecd.errors import StateError
+from pexecd.jobs import read_job
+from pexecd.jobs.values import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """What is there already."""
+
+    job: Job
+    reactor: Any
+    #: A ``Spare``; None where no client is to be started here.
+    spare: Any
+
+
+def begin(path: Path) -> Early:
+    """Read a job, and start a client if one is to run on this computer.
+
+    Raises:
+        BadInputError: something in the job's files is wrong.
+    """
+    job = read_job(path)
+    reactor = import_reactor()
+    spare = None
+    for host in job.hosts:
+        if host.local and host.start:
+            spare = _start_client(reactor, host.python or sys.executable)
+            break
+    return Early(job, reactor, spare)
+
+
+def import_reactor() -> Any:
+    """The global reactor, loaded without TLS of its own.
+
+    OpenSSL and what belongs to it would take a fifth of the time to the first task. Nothing here
+    needs it in the reactor: TLS is a protocol around a plain connection (``faraway``), which
+    loads it when the first one is there. Twisted does without where there is none.
+    """
+    without = "OpenSSL"
+    if without in sys.modules:  # too late to save anything
+        from twisted.internet import reactor  # noqa: PLC0415
+
+        return reactor
+    sys.modules[without] = None  # type: ignore[assignment]  # Python: there is no such module
+    try:
+        from twisted.internet import reactor  # noqa: PLC0415
+    finally:
+        del sys.modules[without]
+    return reactor
+
+
+def _start_client(reactor: Any, python: str) -> Any:
+    from pexecd.launch.clientfile import client_file  # noqa: PLC0415 - it needs the reactor's parts
+    from pexecd.launch.local import Spare  # noqa: PLC0415
+
+    with suppress(OSError, StateError):  # whoever needs it will say so
+        return Spare(reactor, python, client_file())
+    return None
