@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.system.sshd import LIMIT, end_process
+from tests.system.daemon import LIMIT
+from tests.system.sshd import end_process
 
 #: How a cable is cut. blackhole: packets vanish without a word; unreachable: the router tells
 #: who sent them that there is no way.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.system.sshd import LIMIT, free_port
+from tests.system.daemon import LIMIT, Daemon
+from tests.system.sshd import free_port
 
 KDC = "/usr/sbin/krb5kdc"
 NAME = "LAB.INVALID"
@@ -67,33 +67,7 @@ class Realm:
 
     def __enter__(self) -> Self:
         self.log: list[str] = []
-        listening = threading.Event()
-        self._process = subprocess.Popen(
-            [KDC, "-n"],
-            env=self._kdc_environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        stderr = self._process.stderr
-        assert stderr is not None
-
-        def read() -> None:
-            with stderr:
-                for line in stderr:
-                    self.log.append(line.rstrip())
-                    if "commencing operation" in line:
-                        listening.set()
-            listening.set()
-
-        self._reader = threading.Thread(target=read, daemon=True)
-        self._reader.start()
-        listening.wait(LIMIT)
-        if not any("commencing operation" in line for line in self.log):
-            self.stop()
-            raise AssertionError("krb5kdc did not start: " + "\n".join(self.log))
+        self._daemon = Daemon([KDC, "-n"], "commencing operation", self.log, self._kdc_environ)
         return self
 
     def __exit__(
@@ -106,9 +80,8 @@ class Realm:
 
     def stop(self) -> None:
         """End the KDC."""
-        self._process.kill()
-        self._process.wait(LIMIT)
-        self._reader.join(LIMIT)
+        self._daemon.kill()
+        self._daemon.join()
 
     def keytab(self, principal: str) -> Path:
         """The file with the keys of a new principal."""

@@ -20,16 +20,15 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from tests.system.daemon import LIMIT, Daemon
+
 SSHD = "/usr/sbin/sshd"
 USER_PREFIX = "pexecd-test-"
-#: So long anything here may take.
-LIMIT = 20.0
 
 
 def free_port(address: str) -> int:
@@ -183,33 +182,9 @@ class Sshd:
 
     def start(self) -> None:
         """Start (again)."""
-        listening = threading.Event()
-        self.process = subprocess.Popen(
-            [*self._within, SSHD, "-D", "-e", "-f", str(self.config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        stderr = self.process.stderr
-        assert stderr is not None
-
-        def read() -> None:
-            with stderr:
-                for line in stderr:
-                    self.log.append(line.rstrip())
-                    if "Server listening on" in line:
-                        listening.set()
-            listening.set()
-
-        self._reader = threading.Thread(target=read, daemon=True)
-        self._reader.start()
-        listening.wait(LIMIT)
-        if not any("Server listening on" in line for line in self.log):
-            self.stop()
-            raise AssertionError("sshd did not start: " + "\n".join(self.log))
+        command = [*self._within, SSHD, "-D", "-e", "-f", str(self.config)]
+        self._daemon = Daemon(command, "Server listening on", self.log)
+        self.process = self._daemon.process
 
     def drop_connections(self) -> None:
         """Kill the processes of its connections, as if the machine had died in between."""
@@ -219,11 +194,10 @@ class Sshd:
     def stop(self) -> None:
         """End it and its connections."""
         pids = children(self.process.pid)
-        self.process.kill()
-        self.process.wait(LIMIT)
+        self._daemon.kill()
         for pid in pids:
             end_process(pid)
-        self._reader.join(LIMIT)
+        self._daemon.join()
 
 
 class Lab:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.system.cable import Computer, Network
-from tests.system.sshd import LIMIT, Lab, Sshd
+from tests.system.daemon import LIMIT
+from tests.system.sshd import Lab, Sshd
 
 #: Tries once by each of several settings, on a computer of the network, and tells how it went.
 TRY = """

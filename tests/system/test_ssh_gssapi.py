@@ -19,9 +19,10 @@ from pexecd.jobs.values import HostSpec
 from pexecd.ssh.connector import Connector
 from pexecd.ssh.errors import KeysRejectedError
 from pexecd.ssh.mux import MuxConnection
+from tests.system.daemon import LIMIT
 from tests.system.kerberos import Realm
 from tests.system.running import PEXECD
-from tests.system.sshd import LIMIT, Lab, Sshd
+from tests.system.sshd import Lab, Sshd
 from tests.system.test_tunnelled_jobs import Work
 
 reactor: Any = installed_reactor

@@ -22,7 +22,8 @@ from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
 from pexecd.ssh.binary import explain
 from pexecd.ssh.connector import Connector
-from tests.system.sshd import LIMIT, Lab, Sshd, make_key
+from tests.system.daemon import LIMIT
+from tests.system.sshd import Lab, Sshd, make_key
 
 reactor: Any = installed_reactor
 lab: Lab

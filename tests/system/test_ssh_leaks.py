@@ -29,7 +29,8 @@ from pexecd.jobs.values import HostSpec
 from pexecd.ssh.connector import Connector
 from pexecd.ssh.errors import ConnectionLostError
 from pexecd.ssh.transport import Deadlines
-from tests.system.sshd import LIMIT, Lab, Sshd, make_key
+from tests.system.daemon import LIMIT
+from tests.system.sshd import Lab, Sshd, make_key
 from tests.system.test_ssh_ways import HARDENED, jump_to
 
 reactor: Any = installed_reactor

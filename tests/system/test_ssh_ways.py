@@ -44,8 +44,9 @@ from pexecd.ssh.errors import (
 )
 from pexecd.ssh.mux import MuxConnection
 from pexecd.ssh.transport import Deadlines, Transport
+from tests.system.daemon import LIMIT
 from tests.system.running import PEXECD
-from tests.system.sshd import LIMIT, Lab, Sshd, children, make_key
+from tests.system.sshd import Lab, Sshd, children, make_key
 
 reactor: Any = installed_reactor
 DEADLINES = Deadlines()
