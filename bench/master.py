@@ -8,6 +8,10 @@ validation, collection, end. The rows: exchanges of several sizes by one client,
 pair of requests by one client and by sixteen, without validation; then with ready-made tests, and
 with a function of the user in processes of its own, whose start counts.
 
+Beside it, in the same round, what the barest master on twisted.web and SQLite uses for the same
+requests (bench/bare.py). The aims were set in microseconds on another machine, where such a master
+was measured, too: what they are of that is the aim here (``x bare``).
+
 --profile shows where the reactor's time goes (cProfile, which makes it two to three times as much).
 """
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -54,20 +59,20 @@ class Row:
     way: str
     clients: int
     tasks: int
-    #: At most so many microseconds for a task; 0: no aim.
-    limit: int = 0
+    #: At most so many microseconds for a task where a bare master uses so many; 0: no aim.
+    aim: tuple[int, int] = (0, 0)
     size: int = 0
     #: The section of the job that validates.
     validate: str = ""
 
 
 ROWS = [
-    Row("exchanges of 1", "exchange", 1, 6000, 350, size=1),
+    Row("exchanges of 1", "exchange", 1, 6000, (350, 269), size=1),
     Row("exchanges of 4", "exchange", 1, 15000, size=4),
-    Row("exchanges of 16", "exchange", 1, 40000, 60, size=16),
+    Row("exchanges of 16", "exchange", 1, 40000, (60, 27), size=16),
     Row("exchanges of 64", "exchange", 1, 60000, size=64),
-    Row("pair, 1 client", "pair", 1, 4000, 650),
-    Row("pair, 16 clients", "pair", 16, 8000, 400),
+    Row("pair, 1 client", "pair", 1, 4000, (650, 578)),
+    Row("pair, 16 clients", "pair", 16, 8000, (400, 239)),
     Row("of 16, with tests", "exchange", 1, 40000, size=16, validate=TESTS),
     Row("of 16, function", "exchange", 1, 10000, size=16, validate=FUNCTION),
 ]
@@ -118,6 +123,21 @@ def measure(row: Row, tasks: int, folder: Path, profile: bool) -> dict[str, Any]
     }
 
 
+def measure_bare(row: Row, tasks: int, folder: Path) -> float:
+    """Microseconds for a task of a bare master."""
+    shutil.rmtree(folder / "job.pexecd", ignore_errors=True)
+    command = [sys.executable, "-m", "bench.bare"]
+    with MasterProcess(folder, str(folder), str(tasks), command=command) as master:
+        master.ready()
+        before = master.cpu()
+        sizes = {"size": row.size} if row.size else {}
+        with Loading(folder / "job.pexecd", row.way, clients=row.clients, **sizes) as loading:
+            loading.seen()
+        used = master.wait() - before
+    shutil.rmtree(folder / "job.pexecd")
+    return used / tasks * 1e6
+
+
 def median(found: list[dict[str, Any]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in found) for key in found[0]}
 
@@ -145,6 +165,8 @@ def main() -> None:
             for row in rows:
                 tasks = max(64, round(row.tasks * options.scale))
                 one = measure(row, tasks, Path(name), options.profile)
+                if one and row.aim[0] and not options.profile:
+                    one["bare"] = measure_bare(row, tasks, Path(name))
                 if one:
                     found[row.name].append(one)
                 if options.profile and one and not options.json:
@@ -155,16 +177,20 @@ def main() -> None:
         print(json.dumps({"about": machine, "rows": medians, "rounds": found}))
         return
     print(
-        f"{'CPU us a task':18} {'all':>6} {'at most':>8} {'reactor':>8} {'journal':>8} "
-        f"{'threads':>8} {'processes':>10} {'tasks/s':>8}"
+        f"{'CPU us a task':18} {'all':>6} {'bare':>6} {'x bare':>7} {'at most':>8} {'reactor':>8} "
+        f"{'journal':>8} {'threads':>8} {'processes':>10} {'tasks/s':>8}"
     )
     for row in rows:
         one = medians[row.name]
         if one is None:
             print(f"{row.name:18} this master has no exchange")
             continue
+        beside = f"{'':23}"
+        if "bare" in one:
+            most = row.aim[0] / row.aim[1]
+            beside = f"{one['bare']:6.0f} {one['us'] / one['bare']:7.2f} {most:8.2f}"
         print(
-            f"{row.name:18} {one['us']:6.0f} {row.limit or '':>8} {one['reactor']:8.0f} "
+            f"{row.name:18} {one['us']:6.0f} {beside} {one['reactor']:8.0f} "
             f"{one['journal']:8.0f} {one['other threads']:8.0f} {one['processes']:10.0f} "
             f"{one['rate']:8.0f}"
         )
