@@ -182,9 +182,12 @@ class Request(server.Request):
         return self._processed and not self._received
 
     def write(self, data: bytes) -> None:
-        if not self.startedWriting:
-            self.channel.settle_persistence(self)
+        if self.startedWriting or self.gone:
+            super().write(data)
+            return
+        self.channel.settle_persistence(self)
         super().write(data)
+        self.channel.write(b"")  # the head, if there is no body
 
     def finish(self) -> None:
         if self._received:

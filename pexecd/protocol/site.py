@@ -14,7 +14,7 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -28,9 +28,11 @@ from twisted.internet.interfaces import (
     ISystemHandle,
 )
 from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Connection
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.web import http, server
+from twisted.web.http_headers import Headers
 from zope.interface import implementer
 
 from pexecd.ports import IDirectory
@@ -82,6 +84,10 @@ class Channel(http.HTTPChannel):
         # The peer asked for more before it could have had that reply.
         self._asked_ahead = False
         self._confirming: IDelayedCall | None = None
+        # The head of a reply whose body is about to be written.
+        self._unsent = b""
+        # What is written can be handed to the kernel by ourselves.
+        self._direct = False
         # When the peer has taken too long, and when that is looked at.
         self._late_at = inf
         self._timer: IDelayedCall | None = None
@@ -92,6 +98,7 @@ class Channel(http.HTTPChannel):
         self.timeOut: Seconds | None = self.site.limits.head  # type: ignore[assignment]
         self.site.connected.add(self)
         super().connectionMade()
+        self._direct = isinstance(self.transport, Connection) and not self.isSecure()
 
     def setTimeout(self, period: Seconds | None) -> Seconds | None:
         # Not TimeoutMixin's: it moves a timer four times in a request. This one is made anew only
@@ -188,6 +195,35 @@ class Channel(http.HTTPChannel):
             self.persistent = request.responseHeaders.hasHeader(b"Content-Length")
             if self.persistent:
                 request.setHeader(b"Connection", b"keep-alive")
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
+        # Not sent yet: head and body are one piece.
+        lines = [b"%b %b %b" % (version, code, reason)]
+        for name, values in headers.getAllRawHeaders():
+            lines += [b"%b: %b" % (name, value) for value in values]
+        self._unsent += b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def write(self, data: bytes) -> None:
+        """Send this, and what is unsent.
+
+        The first piece of a reply goes at once if nothing waits before it: the reactor would be
+        asked to say when there is room, and that costs as much as reading the request. Not what
+        follows: a large file would keep all others waiting.
+        """
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
+            if self._direct and _is_empty(self.transport):
+                sent = self.transport.writeSomeData(data)
+                if not isinstance(sent, int):
+                    # As the reactor would. It may not see it: the error is told only once.
+                    self.transport.abortConnection()
+                    return
+                data = data[sent:]
+        if data:
+            self.transport.write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        self.write(b"".join(iovec))
 
     def pauseProducing(self) -> None:
         super().pauseProducing()
@@ -293,6 +329,13 @@ class Channel(http.HTTPChannel):
 
 #: Seconds between two looks at whether a reply was acknowledged.
 _CONFIRM_EVERY = 0.02
+
+
+def _is_empty(transport: Connection) -> bool:
+    """Whether it is there, and all that was written is sent."""
+    waits = transport.dataBuffer or transport._tempDataLen  # noqa: SLF001 - known nowhere else
+    return bool(transport.connected) and not waits
+
 
 _REASON = b"this is no HTTP request, or its headers are too long\n"
 _BAD_REQUEST = (

@@ -138,6 +138,18 @@ class ConnectionTests(ServerCase):
         for number, reply in enumerate(replies):
             self.assertTrue(reply.body.startswith(b"Ticket=%d\n" % (10000 + number)))
 
+    async def test_a_reply_does_not_overtake_a_large_one(self) -> None:
+        big = InputFile("a", self.file(bytes(20_000_000)))
+        self.session.tasks = [task(10016, big), task(10017)]
+
+        def talk(peer: Peer) -> list[Response]:
+            peer.send(request("GET", f"/task?{S}", version="HTTP/1.1") * 2)
+            return [peer.response() for _ in range(2)]
+
+        large, small = await self.run_peer(talk)
+        self.assertGreater(len(large.body), 20_000_000)
+        self.assertTrue(small.body.startswith(b"Ticket=10017\n"))
+
     async def test_byte_by_byte(self) -> None:
         def talk(peer: Peer) -> Response:
             for byte in request("POST", f"/complete?{S}&ticket=1", result(b"1")):
@@ -218,6 +230,18 @@ class LeavingTests(ServerCase):
         await asked
         await self.half_closed()
         undelivered = self.session.next("undelivered")
+        self.session.asks[0].callback(task())
+        await undelivered
+        self.assertEqual(self.session.lost, [10016])
+        await self.closed()
+
+    async def test_a_peer_that_is_reset_just_before_it_gets_its_task(self) -> None:
+        asked, undelivered = self.session.next("ask"), self.session.next("undelivered")
+        with Peer(self.port) as peer:
+            peer.send(request("GET", f"/task?{S}", version="HTTP/1.1"))
+            await asked
+            peer.reset()
+        # The reactor has had no turn in which to see that.
         self.session.asks[0].callback(task())
         await undelivered
         self.assertEqual(self.session.lost, [10016])
