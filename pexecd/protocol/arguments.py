@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from pexecd.core.values import Caller
 from pexecd.errors import RequestRejectedError, WrongSessionError
@@ -13,6 +14,9 @@ from pexecd.units import Seconds
 
 #: The longest ``client=`` and ``host=``, in characters.
 MAX_NAME = 255
+
+_TICKET = re.compile(r"[0-9]{1,18}")
+_COUNT = re.compile(r"[0-9]{1,9}")
 
 
 class BadRequestError(RequestRejectedError):
@@ -53,14 +57,14 @@ def find_session(directory: IDirectory, session_id: str) -> ISession:
 
 def read_ticket(text: str) -> int:
     """A ticket as the master counts them."""
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    if not _TICKET.fullmatch(text):
         raise BadRequestError(f"a ticket is a number, not {text[:60]!a}")
     return int(text)
 
 
 def read_count(text: str) -> int:
     """How many of something."""
-    if not re.fullmatch(r"[0-9]{1,9}", text):
+    if not _COUNT.fullmatch(text):
         raise BadRequestError(f"expected a number, not {text[:60]!a}")
     return int(text)
 
@@ -89,11 +93,16 @@ def _name(request: Request, argument: str) -> str | None:
 
 def announced(request: Request) -> bool:
     """Whether the client asks for what is new: ``Accept: application/x-pexec; framing=length``."""
-    for value in request.requestHeaders.getRawHeaders(b"Accept", ()):
-        for choice in value.lower().replace(b" ", b"").split(b","):
-            media, *parameters = choice.split(b";")
-            if media == b"application/x-pexec" and b"framing=length" in parameters:
-                return True
+    accepts = request.requestHeaders.getRawHeaders(b"Accept", ())
+    return any(map(_announces, accepts))
+
+
+@lru_cache(maxsize=64)
+def _announces(accept: bytes) -> bool:
+    for choice in accept.lower().replace(b" ", b"").split(b","):
+        media, *parameters = choice.split(b";")
+        if media == b"application/x-pexec" and b"framing=length" in parameters:
+            return True
     return False
 
 

@@ -191,7 +191,7 @@ class TaskResource(ClientResource):
         session = self.session(request)
         caller = caller_of(request)
         asked = session.ask(caller, optional(request, "worker"))
-        request.notifyFinish().addErrback(lambda _: asked.cancel())
+        request.held = asked
         try:
             answer = await asked
         except CancelledError:
@@ -295,7 +295,7 @@ class ExchangeResource(ClientResource):
         posted = decode_exchange(body.content.getvalue(), names, session.max_result)
         want = min(read_count(required(request, "want")), MOST_WANTED)
         asked = session.exchange(caller, posted, want, optional(request, "worker"))
-        request.notifyFinish().addErrback(lambda _: asked.cancel())
+        request.held = asked
         try:
             supply = await asked
         except CancelledError:

@@ -11,17 +11,21 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import socket
 import struct
 import termios
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
+from time import time
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
+    IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
     IReactorTime,
@@ -98,7 +102,17 @@ class Channel(http.HTTPChannel):
         self.timeOut: Seconds | None = self.site.limits.head  # type: ignore[assignment]
         self.site.connected.add(self)
         super().connectionMade()
-        self._direct = isinstance(self.transport, Connection) and not self.isSecure()
+        secure = self.isSecure()
+        self._direct = isinstance(self.transport, Connection) and not secure
+        self._tells_loss = ISystemHandle.providedBy(self.transport) and not secure
+        self._peer: IAddress = super().getPeer()
+        self._host: IAddress = super().getHost()
+
+    def getPeer(self) -> IAddress:
+        return self._peer
+
+    def getHost(self) -> IAddress:
+        return self._host
 
     def setTimeout(self, period: Seconds | None) -> Seconds | None:
         # Not TimeoutMixin's: it moves a timer four times in a request. This one is made anew only
@@ -136,12 +150,39 @@ class Channel(http.HTTPChannel):
         if self._idle and not self._handlingRequest:
             self._idle = False
             self.setTimeout(self.site.limits.head)
+        if self.line_mode and not (self.requests or self._buffer):
+            head = _HEAD.match(data)
+            if head is not None and head.end() <= self.totalHeadersSize:
+                self._take_head(head)
+                data = data[head.end() :]
         # Not HTTPChannel's: a peer that sends a byte now and then would never time out.
         LineReceiver.dataReceived(self, data)
+
+    def _take_head(self, head: re.Match[bytes]) -> None:
+        """What ``lineReceived`` does with this head, line by line."""
+        request = self.requestFactory(self)
+        self.requests.append(request)
+        self._command, self._path, self._version, host, accept, length = head.groups()
+        request.requestHeaders.addRawHeader(b"Host", host)
+        request.requestHeaders.addRawHeader(b"Accept", accept)
+        if length is not None:
+            self.headerReceived(length)
+        self.allHeadersReceived()
+        if self.length == 0:
+            self.allContentReceived()
+        else:
+            self.setRawMode()
 
     def lineReceived(self, line: bytes) -> None:
         if not self._closing:
             super().lineReceived(line.removesuffix(b"\r"))
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:  # a length of thousands of digits
+            self._respondToBadRequestAndDisconnect()
+            return False
 
     def lineLengthExceeded(self, line: bytes) -> None:
         self._respondToBadRequestAndDisconnect()
@@ -181,8 +222,10 @@ class Channel(http.HTTPChannel):
     # --- replying ----------------------------------------------------------------------------
 
     def checkPersistence(self, request: Request, version: bytes) -> bool:
-        connection = b",".join(request.requestHeaders.getRawHeaders(b"Connection", ()))
-        options = connection.lower().replace(b" ", b"").split(b",")
+        connection = request.requestHeaders.getRawHeaders(b"Connection")
+        if connection is None:
+            return version == b"HTTP/1.1"
+        options = b",".join(connection).lower().replace(b" ", b"").split(b",")
         if version == b"HTTP/1.1":
             if b"close" in options:
                 request.setHeader(b"Connection", b"close")
@@ -198,7 +241,7 @@ class Channel(http.HTTPChannel):
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         # Not sent yet: head and body are one piece.
-        lines = [b"%b %b %b" % (version, code, reason)]
+        lines = [b"%b %b %b" % (version, code, reason), _server_and_date(int(time()))]
         for name, values in headers.getAllRawHeaders():
             lines += [b"%b: %b" % (name, value) for value in values]
         self._unsent += b"\r\n".join(lines) + b"\r\n\r\n"
@@ -251,7 +294,7 @@ class Channel(http.HTTPChannel):
         request that it sent before the reply was there says nothing. The end of a tunnel, or of
         TLS, tells nothing either way: there the silence of the ticket does (SPEC section 2).
         """
-        if self.isSecure() or not ISystemHandle.providedBy(self.transport):
+        if not self._tells_loss:
             return
         self._undelivered = undelivered
         self._asked_ahead = any(self._dataBuffer)  # behind a body there is at least an empty piece
@@ -327,8 +370,23 @@ class Channel(http.HTTPChannel):
             undelivered()
 
 
+#: The head of a request as our clients write it, read with one look instead of line by line.
+#: What is different in any way is left to twisted.web.
+_HEAD = re.compile(
+    rb"(GET|POST) ([!-~]+) (HTTP/1\.1)\r\n"
+    rb"Host: ([!-~]+)\r\n"
+    rb"Accept: (application/x-pexec; framing=length)\r\n"
+    rb"(?:(Content-Length: [0-9]{1,18})\r\n)?\r\n"
+)
+
 #: Seconds between two looks at whether a reply was acknowledged.
 _CONFIRM_EVERY = 0.02
+
+
+@lru_cache(maxsize=1)
+def _server_and_date(second: int) -> bytes:
+    """These headers of all replies of this second."""
+    return b"Server: pexecd\r\nDate: %b" % http.datetimeToString(second)
 
 
 def _is_empty(transport: Connection) -> bool:

@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from pexecd.core.values import Caller
 from pexecd.protocol.request import PROGRESS
 from pexecd.protocol.site import Channel, Limits, ProtocolSite
 from pexecd.protocol.wire import ResultFile, TaskMessage
-from tests.unit.protocol.fakes import SECRET, FakeDirectory, FakeSession
+from tests.unit.protocol.fakes import SECRET, Call, FakeDirectory, FakeSession
 
 S = "sessionID=" + quote(SECRET, safe="")
 LIMITS = Limits(head=10, body=20, reply=30, idle=40, linger=5, confirm=6)
@@ -53,6 +54,60 @@ class Transport(StringTransport):
 
 class TunnelTransport(StringTransport):
     """Its end says nothing of what arrived."""
+
+
+class HeadTests(SynchronousTestCase):
+    """The head of a request, as our clients write it or nearly so."""
+
+    ours = "Host: master\r\nAccept: application/x-pexec; framing=length\r\n"
+
+    def told(self, *pieces: bytes) -> tuple[bytes, list[Call], list[Caller]]:
+        """What a peer is answered that sends these, and what the session was told."""
+        session = FakeSession(over={2})
+        site = ProtocolSite(FakeDirectory(session), Clock(), LIMITS)
+        channel = site.buildProtocol(None)
+        assert isinstance(channel, Channel)
+        transport = Transport()
+        channel.makeConnection(transport)
+        for piece in pieces:
+            channel.dataReceived(piece)
+        channel.connectionLost(Failure(ConnectionDone()))
+        answer = re.sub(rb"Date: [^\r]+\r\n", b"", transport.value())
+        return answer, session.calls, session.callers
+
+    def test_it_does_not_matter_how_it_is_cut(self) -> None:
+        ping, failed = f"/ping?{S}&ticket=2", f"/failed?{S}&ticket=1&client=c&host=h"
+        for number, head in enumerate(
+            [
+                f"GET {ping} HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET {ping} HTTP/1.1\r\n{self.ours}\r\n" * 3,
+                f"GET {ping} HTTP/1.0\r\n{self.ours}\r\n",
+                f"GET {ping} HTTP/1.1\n{self.ours}\n",
+                f"GET http://master{ping} HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET {ping} HTTP/1.1\r\n{self.ours}Connection: close\r\n\r\n",
+                f"GET {ping} HTTP/1.1\r\n{self.ours} folded\r\n\r\n",
+                f"GET {ping}&x={'x' * 16200} HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET {ping}&x={'x' * 16000} HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET {ping}&x=%20+;y HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET {ping}&x=\t HTTP/1.1\r\n{self.ours}\r\n",
+                f"HEAD {ping} HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET /pin%67?{S}&ticket=2 HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET /ping/?{S}&ticket=2 HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET /ping HTTP/1.1\r\n{self.ours}\r\n",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: 0\r\n\r\n",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: 3\r\n\r\nwhyGET",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: 70000\r\n\r\n",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: 1x\r\n\r\n",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: \r\n\r\n",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: {'9' * 5000}\r\n\r\n",
+                f"POST {failed} HTTP/1.1\r\n{self.ours}\r\n",
+            ]
+        ):
+            with self.subTest(number):
+                wire = head.encode()
+                whole = self.told(wire)
+                self.assertTrue(whole[0].startswith(b"HTTP/1."))
+                self.assertEqual(self.told(*(bytes([byte]) for byte in wire)), whole)
 
 
 class DeadlineTests(SynchronousTestCase):
