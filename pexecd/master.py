@@ -206,6 +206,8 @@ class RunningSession:
         #: Events that wait for their records, or for earlier ones, to be on disk.
         self._writing = 0
         self._timer: IDelayedCall | None = None
+        #: The deadline that it was set for.
+        self._timer_for: Instant = 0.0
         self._left: Deferred[None] | None = None
 
     # --- events in, records, deeds out ---------------------------------------------------
@@ -251,7 +253,7 @@ class RunningSession:
             self._stop(why)
             return why
 
-        return self._parts.journal.append(records).addErrback(lost).addCallback(committed)
+        return self._parts.journal.append(records).addCallbacks(committed, lost)
 
     def _happened(self, event: Event, *first: JournalRecord) -> None:
         """Submit an event that nobody waits for."""
@@ -319,9 +321,11 @@ class RunningSession:
         if deadline is None:
             return
         if self._timer is not None:
-            if self._timer.getTime() <= deadline:
+            # Its own time is a moment later: the same deadline would be set again at every event.
+            if self._timer_for <= deadline:
                 return
             self._timer.cancel()
+        self._timer_for = deadline
         self._timer = self._clock.callLater(max(0.0, deadline - self._now()), self._due)
 
     def _due(self) -> None:
