@@ -15,7 +15,9 @@ from pathlib import Path
 from pexecd.core.values import Failure
 from pexecd.protocol.sections import AmbiguousBodyError, Data, MalformedBodyError
 from pexecd.protocol.wire import (
+    CLOSING,
     MAX_RESULTS,
+    RESULT,
     ResultBegun,
     TaskMessage,
     UploadParser,
@@ -32,12 +34,9 @@ MOST_WANTED = 1024
 #: The longest report of one failure, in bytes, as in ``/failed``.
 REPORT_MOST = 65536
 
-#: A result as clients write it that announced themselves. Others are read, too, but not as fast.
-_RESULT = re.compile(rb"\[Result\]\nName=([^\s=]{1,255})\nLength=([0-9]{1,9})\n--begin content--\n")
-_CLOSING = b"\n--end content--\n"
 #: The whole head of an attempt that was done and has one such result: most entries are these.
 _DONE = re.compile(
-    rb"complete ([0-9]{1,18}) ([0-9]{1,8}\.[0-9]{3}) ([0-9]{1,9})\n" + _RESULT.pattern
+    rb"complete ([0-9]{1,18}) ([0-9]{1,8}\.[0-9]{3}) ([0-9]{1,9})\n" + RESULT.pattern
 )
 
 _TICKET = re.compile(rb"[0-9]{1,18}")
@@ -114,16 +113,16 @@ def _told_at_once(
     """
     start = head.end()
     end = start + int(head[5])
-    size = end + len(_CLOSING) - head.end(3) - 1
+    size = end + len(CLOSING) - head.end(3) - 1
     if (
         len(names) != 1
         or head[4].decode(errors="replace") not in names
         or size != int(head[3])
         or (most is not None and size > most)
-        or not body.startswith(_CLOSING + b"\n", end)
+        or not body.startswith(CLOSING + b"\n", end)
     ):
         return None
-    return dict.fromkeys(names, body[start:end]), end + len(_CLOSING) + 1
+    return dict.fromkeys(names, body[start:end]), end + len(CLOSING) + 1
 
 
 def _inner(body: bytes, at: int, length: bytes) -> tuple[bytes, int]:
@@ -185,7 +184,7 @@ def _read_results(body: bytes) -> Mapping[str, bytes]:
     results: dict[str, bytes] = {}
     at = 0
     while at < len(body):
-        head = _RESULT.match(body, at)
+        head = RESULT.match(body, at)
         if head is None:
             return _read_any_results(body)
         end = head.end() + int(head[2])
@@ -193,10 +192,10 @@ def _read_results(body: bytes) -> Mapping[str, bytes]:
             name = head[1].decode()
         except UnicodeDecodeError:
             return _read_any_results(body)
-        if not body.startswith(_CLOSING, end) or name in results:
+        if not body.startswith(CLOSING, end) or name in results:
             return _read_any_results(body)
         results[name] = body[head.end() : end]
-        at = end + len(_CLOSING)
+        at = end + len(CLOSING)
     if not 0 < len(results) <= MAX_RESULTS:
         return _read_any_results(body)
     return results

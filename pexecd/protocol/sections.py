@@ -115,6 +115,10 @@ class Sections:
         self._at = 0
         return self._tokens(final=False)
 
+    def skip_content(self) -> None:
+        """Somebody else has read a section to the end of its content: go on behind that."""
+        self._state = _State.CLOSED
+
     def finish(self) -> Iterator[Token]:
         """The rest of the tokens: there are no more bytes. Raises as ``feed``."""
         yield from self._tokens(final=True)

@@ -159,10 +159,16 @@ class ResultEnded:
 UploadEvent: TypeAlias = ResultBegun | Data | ResultEnded
 
 
+#: The beginning and the end of a result as clients write it that announced themselves.
+RESULT = re.compile(rb"\[Result\]\nName=([^\s=]{1,255})\nLength=([0-9]{1,9})\n--begin content--\n")
+CLOSING = b"\n--end content--\n"
+
+
 class UploadParser:
     """Reads the body of ``/complete``, with or without ``Length=``, as it arrives."""
 
     def __init__(self) -> None:
+        self._begun = False
         self._sections = Sections()
         self._name: str | None = None
         self._open = False
@@ -170,7 +176,32 @@ class UploadParser:
 
     def feed(self, data: bytes) -> Iterator[UploadEvent]:
         """What these bytes complete. Exhaust it before the next call; raises as ``Sections``."""
+        if not self._begun:
+            self._begun = True
+            if whole := self._whole(data):
+                return iter(whole)
         return self._events(self._sections.feed(data))
+
+    def _whole(self, data: bytes) -> list[UploadEvent]:
+        """What a body is that came in one piece and has one result: most are so.
+
+        Returns:
+            Nothing if it is to be read with more care.
+        """
+        head = RESULT.match(data)
+        if head is None:
+            return []
+        start, end = head.end(), head.end() + int(head[2])
+        try:
+            name = head[1].decode()
+        except UnicodeDecodeError:
+            return []
+        if data[end:] != CLOSING:
+            return []
+        self._names.add(name)
+        self._sections.skip_content()
+        content = [Data(data[start:end])] if end > start else []
+        return [ResultBegun(name, end - start), *content, ResultEnded()]
 
     def finish(self) -> Iterator[UploadEvent]:
         """The rest of it: there are no more bytes."""

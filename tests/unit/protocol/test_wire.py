@@ -156,6 +156,8 @@ SCRAPS = st.lists(
             b"[Result]\nName=output\n--begin content--\n",
             b"[Result]\r\nName=spectrum\r\n--begin content--\r\n",
             b"\n--end content--\n", b"\r\n--end content--\r\n",
+            b"[Result]\nName=output\nLength=1\n--begin content--\nx\n--end content--\n",
+            b"[Result]\nName=spectrum\nLength=0\n--begin content--\n",
         ]
     ),
     max_size=20,
