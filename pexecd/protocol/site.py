@@ -147,14 +147,16 @@ class Channel(http.HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        if self._idle and not self._handlingRequest:
-            self._idle = False
-            self.setTimeout(self.site.limits.head)
         if self.line_mode and not (self.requests or self._buffer):
             head = _HEAD.match(data)
             if head is not None and head.end() <= self.totalHeadersSize:
                 self._take_head(head)
                 data = data[head.end() :]
+                if not data:
+                    return
+        if self._idle and not self._handlingRequest:
+            self._idle = False
+            self.setTimeout(self.site.limits.head)
         # Not HTTPChannel's: a peer that sends a byte now and then would never time out.
         LineReceiver.dataReceived(self, data)
 
