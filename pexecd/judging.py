@@ -48,6 +48,7 @@ class Judging:
         self._log = log
         self._waiting: OrderedDict[int, Judge] = OrderedDict()
         self._running = 0
+        self._beginning = False
         self._closed = False
 
     def add(self, deed: Judge) -> None:
@@ -65,10 +66,14 @@ class Judging:
         self._waiting.clear()
 
     def _more(self) -> None:
+        if self._beginning:
+            return  # what is judged at once ends in here: deeper and deeper it would go
+        self._beginning = True
         while self._waiting and self._running < AT_ONCE:
             self._running += 1
             _, deed = self._waiting.popitem(last=False)
             spawn(self._one(deed), self._log, f"validating ticket {deed.ticket}")
+        self._beginning = False
 
     async def _one(self, deed: Judge) -> None:
         try:

@@ -18,6 +18,7 @@ from zope.interface import implementer
 from pexecd.errors import JournalError, StateError
 from pexecd.ports import IJournal, JoblogRow, JournalRecord, StoredResult, TaskRow
 from pexecd.store.batches import IReactor
+from pexecd.store.lately import Append, Lately
 from pexecd.store.problems import damaged, passing
 from pexecd.store.reading import read_ended, read_failures, read_results, read_rows
 from pexecd.store.recovery import Recovery
@@ -36,12 +37,6 @@ RETRIED: Seconds = 1.0
 
 #: Under ``meta``: how many tasks there are.
 _TASKS = "tasks"
-
-
-@dataclass(slots=True)
-class _Append:
-    records: Sequence[Written]
-    done: Deferred[None]
 
 
 @dataclass(slots=True)
@@ -93,7 +88,8 @@ class Journal:
         self._connection = connection
         self._reactor = reactor
         self._now = now
-        self._queue: list[_Append | _Ask] = []
+        self._queue: list[Append | _Ask] = []
+        self._lately = Lately()
         self._working = False
         self._closing = False
         #: Until a stalled journal tries again.
@@ -235,6 +231,7 @@ class Journal:
                 remapped = remap_table(self._connection, table, digest_of)
                 self._write_meta(meta, remapped.kept + remapped.new)
             self._read_meta()
+            self._lately = Lately()
         except sqlite3.Error as error:
             raise self._lost(error) from None
         return remapped
@@ -274,9 +271,12 @@ class Journal:
         """See ``IJournal.rows``."""
 
         def read(_: None = None) -> Deferred[list[TaskRow]]:
-            return self._ask(lambda connection: read_rows(connection, first, count))
+            asked = self._ask(lambda connection: read_rows(connection, first, count))
+            return asked.addCallback(self._lately.read)
 
         upto = min(first + count - 1, self.tasks)
+        if not self._closing and (rows := self._lately.rows(first, upto)) is not None:
+            return succeed(rows)
         if upto <= self.stored or self._closing:
             return read()
         stored: Deferred[None] = Deferred()
@@ -285,6 +285,8 @@ class Journal:
 
     def results(self, tickets: Sequence[int]) -> Deferred[dict[int, tuple[StoredResult, ...]]]:
         """See ``IJournal.results``."""
+        if not self._closing and (results := self._lately.results(tickets)) is not None:
+            return succeed(results)
         return self._ask(lambda connection: read_results(connection, tickets))
 
     def failures(self, after: int, count: int) -> Deferred[list[tuple[int, str]]]:
@@ -293,6 +295,8 @@ class Journal:
 
     def ended(self, tickets: Sequence[int]) -> Deferred[list[tuple[JoblogRow, TaskRow]]]:
         """See ``IJournal.ended``."""
+        if not self._closing and (ended := self._lately.ended(tickets)) is not None:
+            return succeed(ended)
         return self._ask(lambda connection: read_ended(connection, tickets))
 
     def close(self) -> Deferred[None]:
@@ -316,14 +320,15 @@ class Journal:
     def _append(self, records: Sequence[Written]) -> Deferred[None]:
         if self._error is not None:
             return fail(self._error)
-        done: Deferred[None] = Deferred()
-        return self._enqueue(_Append(records, done), done)
+        append = Append(records)
+        self._lately.written(append)
+        return self._enqueue(append, append.done)
 
     def _ask(self, query: _Query[T]) -> Deferred[T]:
         done: Deferred[T] = Deferred()
         return self._enqueue(_Ask(query, done), done)
 
-    def _enqueue(self, item: _Append | _Ask, done: Deferred[T]) -> Deferred[T]:
+    def _enqueue(self, item: Append | _Ask, done: Deferred[T]) -> Deferred[T]:
         if self._closing:
             return fail(JournalError(f"{self._path}: closed"))
         self._queue.append(item)
@@ -336,24 +341,27 @@ class Journal:
             return
         batch, self._queue = self._queue, []
         if self._pause is not None:
-            self._queue = [item for item in batch if isinstance(item, _Append)]
+            self._queue = [item for item in batch if isinstance(item, Append)]
             batch = [item for item in batch if isinstance(item, _Ask)]
         if not batch:
             return
         self._working = True
         now = self._now()
+        for item in batch:
+            if isinstance(item, Append):
+                item.now = now
         self._thread.do(lambda: partial(self._tell, self._turn(batch, now), batch))
 
-    def _tell(self, turn: _Turn, batch: list[_Append | _Ask]) -> None:
+    def _tell(self, turn: _Turn, batch: list[Append | _Ask]) -> None:
         """Back in the reactor thread: whoever appends from here on queues until the end."""
-        appends = [item for item in batch if isinstance(item, _Append)]
+        appends = [item for item in batch if isinstance(item, Append)]
         if turn.stalled and self._closing:
             turn.error = JournalError(turn.stalled)
         if appends:
             self._change("" if turn.error else turn.stalled)
         if turn.error is not None:
             self._error = turn.error
-            appends += [item for item in self._queue if isinstance(item, _Append)]
+            appends += [item for item in self._queue if isinstance(item, Append)]
             self._queue = [item for item in self._queue if isinstance(item, _Ask)]
             for append in appends:
                 append.done.errback(turn.error)
@@ -361,6 +369,8 @@ class Journal:
             self._queue[:0] = appends
             self._pause = self._reactor.callLater(RETRIED, self._unpause)
         else:
+            for append in appends:
+                append.committed = True
             for append in appends:
                 append.done.callback(None)
         asks = [item for item in batch if isinstance(item, _Ask)]
@@ -385,10 +395,10 @@ class Journal:
 
     # --- in the writer thread -----------------------------------------------------------------
 
-    def _turn(self, batch: Sequence[_Append | _Ask], now: Stamp) -> _Turn:
+    def _turn(self, batch: Sequence[Append | _Ask], now: Stamp) -> _Turn:
         """One commit for all that wait, then the queries."""
         turn = _Turn()
-        records = [record for item in batch if isinstance(item, _Append) for record in item.records]
+        records = [record for item in batch if isinstance(item, Append) for record in item.records]
         if records:
             self._commit(records, now, turn)
         for item in batch:

@@ -39,6 +39,9 @@ _COLUMNS = (
 )
 _Numbers: TypeAlias = Callable[[Each], Mapping[str, Any]]
 
+#: Ends that leave nothing to be looked into.
+_HARMLESS = frozenset({End.DONE.value, End.CANCELLED.value})
+
 #: A column is one word to those who read it; a line is one line.
 _PLAIN = str.maketrans("\t\n\r", "   ")
 
@@ -110,7 +113,7 @@ class FailureLog(_AttemptLog):
 
     def entry(self, row: JoblogRow, command: str) -> str:
         """The paragraph of an attempt; nothing for one that was done or cancelled."""
-        if row.end in (End.DONE.value, End.CANCELLED.value):
+        if row.end in _HARMLESS:
             return ""
         began = datetime.fromtimestamp(row.given, UTC).isoformat(" ", "seconds")
         where = f"task {row.task}, ticket {row.ticket}, on {spoken(row.host)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from pexecd.core.effects import TaskDone, TaskFailed, TaskReopened, TicketEnded, TicketGiven
+from pexecd.core.values import End
 from pexecd.ports import (
     Collected,
     JournalRecord,
@@ -36,6 +37,9 @@ class Lines:
     first: int
     lines: Sequence[Line]
 
+
+#: An enum's ``value`` costs more than the rest of a record.
+ENDS = {end: end.value for end in End}
 
 #: What the journal writes.
 Written: TypeAlias = JournalRecord | Noted | Lines
@@ -65,8 +69,8 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
                     (
                         record.ticket,
                         record.task,
-                        _text(record.client),
-                        _text(record.host),
+                        text_of(record.client),
+                        text_of(record.host),
                         record.managed,
                         record.speaks,
                         now,
@@ -75,8 +79,8 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
             case TicketEnded():
                 ended.append(
                     (
-                        record.end.value,
-                        _text(record.reason),
+                        ENDS[record.end],
+                        text_of(record.reason),
                         record.exit_status,
                         record.signal,
                         record.seconds,
@@ -89,7 +93,7 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
             case TaskDone():
                 settled[record.task] = (record.task, record.ticket, None)
             case TaskFailed():
-                settled[record.task] = (record.task, None, _text(record.reason))
+                settled[record.task] = (record.task, None, text_of(record.reason))
             case TaskReopened():
                 settled.pop(record.task, None)
                 reopened.append((record.task, record.ticket))
@@ -150,7 +154,7 @@ def _write_collected(connection: sqlite3.Connection, record: Collected) -> None:
         "INSERT INTO collected (file, rule, length, upto, crc) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (file) DO UPDATE SET rule = excluded.rule, length = excluded.length,"
         " upto = excluded.upto, crc = excluded.crc RETURNING id",
-        (_text(record.file), _text(record.rule), record.length, record.upto, record.crc),
+        (text_of(record.file), text_of(record.rule), record.length, record.upto, record.crc),
     ).fetchone()
     if record.anew:
         connection.execute("DELETE FROM collected_tasks WHERE id = ?", (number,))
@@ -170,10 +174,10 @@ def _write_not_collected(connection: sqlite3.Connection, record: NotCollected) -
     else:
         connection.execute(
             "INSERT OR REPLACE INTO not_collected VALUES (?, ?)",
-            (record.task, _text(record.reason)),
+            (record.task, text_of(record.reason)),
         )
 
 
-def _text(text: str) -> str:
+def text_of(text: str) -> str:
     """Words of a peer as SQLite can keep them: a lone surrogate would fail the commit."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,56 @@
+"""How many results are judged at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pexecd.core.effects import Judge
+from pexecd.judging import AT_ONCE, Judging
+from pexecd.ports import IJudge, StoredResult, Verdict
+from pexecd.telling import TableFeed
+from tests.contract.memory import MemoryJournal
+
+TASKS = 2000
+
+
+@implementer(IJudge)
+class FirstLater:
+    """Gives the verdict on all but the first so many at once."""
+
+    def __init__(self, later: int) -> None:
+        self.later: list[Deferred[Verdict]] = [Deferred() for _ in range(later)]
+        self._left = later
+
+    def judge(
+        self, task: int, parameters: Mapping[str, str], results: Sequence[StoredResult]
+    ) -> Deferred[Verdict]:
+        if self._left:
+            self._left -= 1
+            return self.later[self._left]
+        return succeed(Verdict(valid=True))
+
+    def close(self) -> Deferred[None]:
+        return succeed(None)
+
+
+def test_thousands_may_wait_and_be_judged_at_once() -> None:
+    journal = MemoryJournal([(str(task),) for task in range(1, TASKS + 1)])
+    judge = FirstLater(AT_ONCE)
+    judged: list[int] = []
+    judging = Judging(
+        journal,
+        judge,
+        TableFeed(journal),
+        ("n",),
+        lambda ticket, _: judged.append(ticket),
+        Logger(),
+    )
+    for task in range(1, TASKS + 1):
+        judging.add(Judge(task, task))
+    assert judged == []
+    judge.later.pop().callback(Verdict(valid=False))
+    assert judged == [1, *range(AT_ONCE + 1, TASKS + 1)], "in their order"
