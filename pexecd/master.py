@@ -97,7 +97,7 @@ from pexecd.protocol.wire import TaskMessage
 from pexecd.telling import TableFeed, Teller, UntellableError
 from pexecd.units import Instant, Seconds
 
-_RECORDS = get_args(Record)
+_RECORDS = frozenset(get_args(Record))
 
 #: IDs of clients begin so: no peer's address does.
 _CLIENT = "client-"
@@ -231,8 +231,8 @@ class RunningSession:
         records: list[JournalRecord] = list(first)
         deeds: list[Deed] = []
         for effect in effects:
-            if isinstance(effect, _RECORDS):
-                records.append(effect)
+            if type(effect) in _RECORDS:
+                records.append(effect)  # type: ignore[arg-type]
             else:
                 deeds.append(effect)  # type: ignore[arg-type]
         self._arm()
@@ -276,7 +276,11 @@ class RunningSession:
 
     def _perform(self, deeds: Sequence[Deed]) -> None:
         for deed in deeds:
-            match deed:
+            match deed:  # the frequent ones first
+                case Settle():
+                    if deed.ticket is not None:
+                        self.failures.pop(deed.task, None)
+                    self._parts.collector.settle(deed.task, deed.ticket)
                 case Assign():
                     spawn(self._assign(deed), self.log, f"telling task {deed.task}")
                 case Refuse():
@@ -290,10 +294,6 @@ class RunningSession:
                 case Discard():
                     self._judging.forget(deed.ticket)
                     spawn(self._discard(deed.ticket), self.log, "deleting a result")
-                case Settle():
-                    if deed.ticket is not None:
-                        self.failures.pop(deed.task, None)
-                    self._parts.collector.settle(deed.task, deed.ticket)
                 case Revive():
                     self.log.warn(
                         "{host}: nothing was heard of its client for too long; it is started "

@@ -57,7 +57,7 @@ class Standings:
         host.wins += 1
         host.streak = 0
         host.pauses = 0
-        return self.clear(host)
+        return host.aside is not None and self.clear(host)
 
     def fail(self, host: Host, at: Instant, reason: str, *, probing: bool) -> Seconds | None:
         """Count a failure.

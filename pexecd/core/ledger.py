@@ -128,7 +128,8 @@ class Ledger:
             host.busy = busy[name]
 
     def _count(self, record: TicketGiven) -> None:
-        self._reach(record.ticket)
+        if record.ticket != self.next_ticket:
+            self._reach(record.ticket)
         host = self.hosts.get(record.host) or self.host(record.host)
         self._append(record.task, host.index)
         self.given += 1
@@ -163,6 +164,8 @@ class Ledger:
         if work is not None and record.ticket >= self._counts_from.get(record.task, 0):
             if before:
                 self._charge(work, _ENDS[before - 1], -1)
+            if record.end is End.DONE:
+                return  # nothing to charge it with
             self._charge(work, record.end, 1)
             if record.end in COSTLY:
                 work.reason = record.reason

@@ -153,25 +153,21 @@ class Progress:
 
     def due(self, ticket: Ticket) -> None:
         """The ticket's deadline may have come."""
-        if self._overdue(ticket) <= self._context.at:
+        if ticket.begun + self._limit <= self._context.at:
             reason = f"no result within {self._policy.timeout:g} s"
             self._fail(ticket, Failure(reason, End.TIMED_OUT))
             self._clients.owe(ticket)
-        elif self._silent(ticket) <= self._context.at:
+        elif ticket.watched and ticket.heard + self._clients.silence <= self._context.at:
             self._doubt(ticket)
         else:
             self._watch(ticket)  # it was heard since the deadline was set
 
     def _watch(self, ticket: Ticket) -> None:
-        when = min(self._overdue(ticket), self._silent(ticket))
+        when = ticket.begun + self._limit
+        if ticket.watched and ticket.heard + self._clients.silence < when:
+            when = ticket.heard + self._clients.silence
         if when < inf and not ticket.arriving:
             self._deadlines.set(ticket, when)
-
-    def _overdue(self, ticket: Ticket) -> Instant:
-        return ticket.begun + self._limit
-
-    def _silent(self, ticket: Ticket) -> Instant:
-        return ticket.heard + self._clients.silence if ticket.watched else inf
 
     def _doubt(self, ticket: Ticket) -> None:
         ticket.doubtful = True

@@ -88,16 +88,16 @@ class Collector:
             self._function = FunctionOutput(
                 job.collect_function, job, self._reader, journal, self._runners, state
             )
-        self._locks = {output: DeferredLock() for output in self._outputs()}
+        self._outputs: list[Output] = [*self._files]
+        if self._function is not None:
+            self._outputs.append(self._function)
+        self._locks = {output: DeferredLock() for output in self._outputs}
         self._timer: IDelayedCall | None = None
         self._closing = False
         self._problem = ""
         #: What was settled while the journal was still being read.
         self._unread: list[tuple[int, int | None]] | None = []
         self._opening = Deferred.fromCoroutine(self._open(earlier)).addErrback(self._not_opened)
-
-    def _outputs(self) -> list[Output]:
-        return [*self._files, *([self._function] if self._function else [])]
 
     def _in_thread(self, work: Callable[[], T]) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
@@ -107,7 +107,7 @@ class Collector:
         for task, ticket in self._unread or ():
             self._settled.settle(task, ticket)
         self._unread = None
-        for output in self._outputs():
+        for output in self._outputs:
             output.begin(self._settled, before)
         if self._function is not None:
             self._function.not_collected.update(not_collected)
@@ -132,7 +132,7 @@ class Collector:
         if self._unread is not None:
             self._unread.append((task, ticket))
         elif self._settled.settle(task, ticket):
-            for output in self._outputs():
+            for output in self._outputs:
                 output.order.settled(task)
             self._soon()
 
@@ -144,9 +144,9 @@ class Collector:
         await self._opening
         if self._problem:
             return CollectReport(0, errors=(self._problem,))
-        works = [self._work(output, complete=True) for output in self._outputs()]
+        works = [self._work(output, complete=True) for output in self._outputs]
         await gatherResults([Deferred.fromCoroutine(work) for work in works])
-        errors = [output.problem for output in self._outputs() if output.problem]
+        errors = [output.problem for output in self._outputs if output.problem]
         try:
             await self._write_failed()
         except OSError as error:
@@ -154,7 +154,7 @@ class Collector:
         except PexecdError as error:
             errors.append(f"{self._job.failed}: {error}")
         return CollectReport(
-            min((output.count for output in self._outputs()), default=0),
+            min((output.count for output in self._outputs), default=0),
             tuple(sorted(self._function.not_collected.items())) if self._function else (),
             tuple(self._warnings()),
             tuple(errors),
@@ -169,7 +169,7 @@ class Collector:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for output in self._outputs():
+        for output in self._outputs:
             output.stopping = True
         await self._runners.close()
         await self._opening
@@ -229,7 +229,7 @@ class Collector:
         warnings = []
         sets = max(self._job.tasks, len(self._settled))
         missing = sets - self._settled.done
-        if missing and self._outputs():
+        if missing and self._outputs:
             warnings.append(f"{missing} of {sets} sets have no result and are left out")
         for file in self._files:
             if file.cut:

@@ -370,7 +370,7 @@ class Journal:
             self._pause = self._reactor.callLater(RETRIED, self._unpause)
         else:
             for append in appends:
-                append.committed = True
+                append.committed, append.records = True, ()
             for append in appends:
                 append.done.callback(None)
         asks = [item for item in batch if isinstance(item, _Ask)]

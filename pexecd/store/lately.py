@@ -23,7 +23,7 @@ _EACH = 512
 
 @dataclass(slots=True)
 class Append:
-    """Records on their way to disk."""
+    """Records on their way to disk, of which nothing is held when they are there."""
 
     records: Sequence[Written]
     done: Deferred[None] = field(default_factory=Deferred)
@@ -35,10 +35,10 @@ class Append:
 class _Ticket:
     """All that was written of a ticket since it was given."""
 
-    __slots__ = ("begun", "ended", "given", "last", "results")
+    __slots__ = ("begun", "ended", "host", "last", "results")
 
-    def __init__(self, given: TicketGiven, append: Append) -> None:
-        self.given = given
+    def __init__(self, host: str, append: Append) -> None:
+        self.host = host
         self.begun = self.last = append
         self.ended: TicketEnded | None = None
         self.results: tuple[StoredResult, ...] = ()
@@ -56,22 +56,24 @@ class Lately:
 
     def written(self, append: Append) -> None:
         """These records follow all earlier ones, or will when they are on disk."""
-        find, size = self._tickets.get, 0
-        # by type, not isinstance: this is done for every record
+        new, old, size = self._tickets.new, self._tickets.old, 0
+        # This is done for every record: by type, not isinstance, and without a call.
         for record in append.records:
             if type(record) is TicketGiven:
-                if find(record.ticket) is None:
-                    self._tickets.new[record.ticket] = _Ticket(record, append)
+                if record.ticket not in new and record.ticket not in old:
+                    new[record.ticket] = _Ticket(record.host, append)
                     size += _EACH
             elif type(record) is TicketEnded:
-                if (ticket := find(record.ticket)) is not None:
+                if ticket := new.get(record.ticket) or old.get(record.ticket):
                     ticket.ended, ticket.last = record, append
             elif type(record) is ResultKept:
-                if (ticket := find(record.ticket)) is not None:
+                if ticket := new.get(record.ticket) or old.get(record.ticket):
                     ticket.results, ticket.last = record.results, append
                     for result in record.results:
                         size += len(result.data or b"")
-            elif type(record) is ResultDropped and (ticket := find(record.ticket)) is not None:
+            elif type(record) is ResultDropped and (
+                ticket := new.get(record.ticket) or old.get(record.ticket)
+            ):
                 ticket.results, ticket.last = (), append
         self._tickets.grow(size)
 
@@ -116,7 +118,7 @@ class Lately:
             row = JoblogRow(
                 number,
                 ended.task,
-                text_of(ticket.given.host),
+                text_of(ticket.host),
                 ticket.begun.now,
                 ended.seconds,
                 ENDS[ended.end],
@@ -137,16 +139,16 @@ class _Recent(Generic[V]):
     def __init__(self, most: int) -> None:
         #: Put in there, and say by how much it has grown.
         self.new: dict[int, V] = {}
+        self.old: dict[int, V] = {}
         self._most = most
         self._size = 0
-        self._old: dict[int, V] = {}
 
     def grow(self, size: int) -> None:
         self._size += size
         if self._size > self._most:
-            self._old, self.new = self.new, {}
+            self.old, self.new = self.new, {}
             self._size = 0
 
     def get(self, number: int) -> V | None:
         value = self.new.get(number)
-        return self._old.get(number) if value is None else value
+        return self.old.get(number) if value is None else value
