@@ -27,7 +27,7 @@ class Judging:
         judge: validates them.
         feed: reads their parameters.
         columns: the names of these.
-        judged: called with ticket and verdict.
+        judged: called with tickets and verdicts: of all that were judged at once.
         log: hears of what should not happen.
     """
 
@@ -37,7 +37,7 @@ class Judging:
         judge: IJudge,
         feed: TableFeed,
         columns: Sequence[str],
-        judged: Callable[[int, Verdict], None],
+        judged: Callable[[Sequence[tuple[int, Verdict]]], None],
         log: Logger,
     ) -> None:
         self._journal = journal
@@ -49,12 +49,26 @@ class Judging:
         self._waiting: OrderedDict[int, Judge] = OrderedDict()
         self._running = 0
         self._beginning = False
+        self._verdicts: list[tuple[int, Verdict]] = []
         self._closed = False
 
     def add(self, deed: Judge) -> None:
-        """Validate this result when its turn comes."""
+        """Validate this result when its turn comes, from the next ``begin`` on."""
         self._waiting[deed.ticket] = deed
-        self._more()
+
+    def begin(self) -> None:
+        """Validate as many of those that wait as may be validated at once."""
+        if self._beginning:
+            return  # what is judged at once ends in here
+        self._beginning = True
+        while self._waiting and self._running < AT_ONCE:
+            self._running += 1
+            _, deed = self._waiting.popitem(last=False)
+            spawn(self._one(deed), self._log, f"validating ticket {deed.ticket}")
+        self._beginning = False
+        verdicts, self._verdicts = self._verdicts, []
+        if verdicts:
+            self._judged(verdicts)
 
     def forget(self, ticket: int) -> None:
         """The result of this ticket is no use any more: it is not validated if it still waits."""
@@ -65,19 +79,9 @@ class Judging:
         self._closed = True
         self._waiting.clear()
 
-    def _more(self) -> None:
-        if self._beginning:
-            return  # what is judged at once ends in here: deeper and deeper it would go
-        self._beginning = True
-        while self._waiting and self._running < AT_ONCE:
-            self._running += 1
-            _, deed = self._waiting.popitem(last=False)
-            spawn(self._one(deed), self._log, f"validating ticket {deed.ticket}")
-        self._beginning = False
-
     async def _one(self, deed: Judge) -> None:
         try:
-            row = await self._feed.row(deed.task)
+            row = self._feed.ready(deed.task) or await self._feed.row(deed.task)
             results = (await self._journal.results([deed.ticket])).get(deed.ticket, ())
             parameters = dict(zip(self._columns, row.cells, strict=True))
             verdict = await self._judge.judge(deed.task, parameters, results)
@@ -86,8 +90,8 @@ class Judging:
         finally:
             self._running -= 1
         if not self._closed:
-            self._judged(deed.ticket, verdict)
-            self._more()
+            self._verdicts.append((deed.ticket, verdict))
+            self.begin()
 
 
 def spawn(coroutine: Coroutine[Deferred[Any], Any, object], log: Logger, doing: str) -> None:

@@ -309,6 +309,7 @@ class RunningSession:
                         self.finished.callback(deed)
                 case _:
                     assert_never(deed)
+        self._judging.begin()
         if self._left is not None:
             self._clock.callLater(0, self._check_left)
 
@@ -705,12 +706,18 @@ class RunningSession:
 
     # --- results ----------------------------------------------------------------------------
 
-    def _judged(self, ticket: int, verdict: Verdict) -> None:
+    def _judged(self, verdicts: Sequence[tuple[int, Verdict]]) -> None:
+        """What was judged at the same time is journalled together."""
         now = self._now()
-        if verdict.valid is None:
-            self._happened(JudgeFailed(now, ticket, verdict.reason))
-        else:
-            self._happened(ResultJudged(now, ticket, verdict.valid, verdict.reason))
+        effects: list[Effect] = []
+        for ticket, verdict in verdicts:
+            event: Event = JudgeFailed(now, ticket, verdict.reason)
+            if verdict.valid is not None:
+                event = ResultJudged(now, ticket, verdict.valid, verdict.reason)
+            effects += self._core.handle(event)
+        self._carry_out(effects, (), awaited=False).addErrback(
+            lambda why: why.trap(JournalError) and None
+        )
 
     async def _discard(self, ticket: int) -> None:
         """Delete a result that is no use: first from the books, then from the disk."""

@@ -40,17 +40,12 @@ class FirstLater:
 def test_thousands_may_wait_and_be_judged_at_once() -> None:
     journal = MemoryJournal([(str(task),) for task in range(1, TASKS + 1)])
     judge = FirstLater(AT_ONCE)
-    judged: list[int] = []
-    judging = Judging(
-        journal,
-        judge,
-        TableFeed(journal),
-        ("n",),
-        lambda ticket, _: judged.append(ticket),
-        Logger(),
-    )
+    judged: list[Sequence[tuple[int, Verdict]]] = []
+    judging = Judging(journal, judge, TableFeed(journal), ("n",), judged.append, Logger())
     for task in range(1, TASKS + 1):
         judging.add(Judge(task, task))
+    judging.begin()
     assert judged == []
     judge.later.pop().callback(Verdict(valid=False))
-    assert judged == [1, *range(AT_ONCE + 1, TASKS + 1)], "in their order"
+    (told,) = judged
+    assert [ticket for ticket, _ in told] == [1, *range(AT_ONCE + 1, TASKS + 1)], "in their order"
