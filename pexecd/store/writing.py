@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
@@ -51,6 +51,10 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
     Records are sorted by table, for one ``executemany`` each; within a table the last
     word counts. All of them but lines may come twice.
 
+    Of what there is for every task, values are ``int``, ``float``, ``str`` or ``bytearray``: for
+    any other (``bool``, ``bytes``, ``None``) sqlite3 looks for an adapter, which costs as much as
+    half a row.
+
     Args:
         connection: where to.
         records: in their order.
@@ -58,7 +62,8 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
     """
     given: list[tuple[object, ...]] = []
     ended: list[tuple[object, ...]] = []
-    settled: dict[int, tuple[object, ...]] = {}
+    done: dict[int, tuple[int, int]] = {}
+    failed: dict[int, tuple[int, str]] = {}
     reopened: list[tuple[int, int]] = []
     results: dict[int, tuple[StoredResult, ...]] = {}
     dropped: list[tuple[int]] = []
@@ -71,8 +76,8 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
                         record.task,
                         text_of(record.client),
                         text_of(record.host),
-                        record.managed,
-                        record.speaks,
+                        int(record.managed),
+                        int(record.speaks),
                         now,
                     )
                 )
@@ -84,18 +89,21 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
                         record.exit_status,
                         record.signal,
                         record.seconds,
-                        record.stderr,
+                        bytearray(record.stderr),
                         record.ticket,
                     )
                 )
             case ResultKept():
                 results[record.ticket] = record.results
             case TaskDone():
-                settled[record.task] = (record.task, record.ticket, None)
+                done[record.task] = (record.task, record.ticket)
+                failed.pop(record.task, None)
             case TaskFailed():
-                settled[record.task] = (record.task, None, text_of(record.reason))
+                failed[record.task] = (record.task, text_of(record.reason))
+                done.pop(record.task, None)
             case TaskReopened():
-                settled.pop(record.task, None)
+                done.pop(record.task, None)
+                failed.pop(record.task, None)
                 reopened.append((record.task, record.ticket))
             case ResultDropped():
                 results.pop(record.ticket, None)
@@ -112,28 +120,26 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
                 )
             case _:
                 assert_never(record)
-    connection.executemany(
+    _each(
+        connection,
         "INSERT OR IGNORE INTO tickets (ticket, task, client, host, managed, speaks, given)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         given,
     )
-    connection.executemany(
+    _each(
+        connection,
         'UPDATE tickets SET "end" = ?, reason = ?, exit_status = ?, signal = ?, seconds = ?,'
         " stderr = ? WHERE ticket = ?",
         ended,
     )
-    connection.executemany("DELETE FROM results WHERE ticket = ?", dropped)
-    connection.executemany(
-        "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (ticket, place, result.name, result.size, result.data, result.spool)
-            for ticket, kept in results.items()
-            for place, result in enumerate(kept)
-        ],
+    _each(connection, "DELETE FROM results WHERE ticket = ?", dropped)
+    _write_results(connection, results)
+    _each(connection, "DELETE FROM settled WHERE task = ?", [(task,) for task, _ in reopened])
+    _each(connection, "INSERT OR REPLACE INTO reopened VALUES (?, ?)", reopened)
+    _each(connection, "INSERT OR REPLACE INTO settled (task, ticket) VALUES (?, ?)", done.values())
+    _each(
+        connection, "INSERT OR REPLACE INTO settled (task, reason) VALUES (?, ?)", failed.values()
     )
-    connection.executemany("DELETE FROM settled WHERE task = ?", [(task,) for task, _ in reopened])
-    connection.executemany("INSERT OR REPLACE INTO reopened VALUES (?, ?)", reopened)
-    connection.executemany("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)", settled.values())
 
 
 @contextmanager
@@ -149,6 +155,29 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
+def _each(
+    connection: sqlite3.Connection, statement: str, rows: Collection[tuple[object, ...]]
+) -> None:
+    if rows:
+        connection.executemany(statement, rows)
+
+
+def _write_results(
+    connection: sqlite3.Connection, results: Mapping[int, tuple[StoredResult, ...]]
+) -> None:
+    small: list[tuple[object, ...]] = []
+    large: list[tuple[object, ...]] = []
+    for ticket, kept in results.items():
+        for place, (name, size, data, spool) in enumerate(kept):
+            if data is not None:
+                small.append((ticket, place, name, size, bytearray(data)))
+            else:
+                large.append((ticket, place, name, size, spool))
+    into = "INSERT OR REPLACE INTO results (ticket, place, name, size,"
+    _each(connection, f"{into} data) VALUES (?, ?, ?, ?, ?)", small)
+    _each(connection, f"{into} spool) VALUES (?, ?, ?, ?, ?)", large)
+
+
 def _write_collected(connection: sqlite3.Connection, record: Collected) -> None:
     (number,) = connection.execute(
         "INSERT INTO collected (file, rule, length, upto, crc) VALUES (?, ?, ?, ?, ?)"
@@ -158,11 +187,13 @@ def _write_collected(connection: sqlite3.Connection, record: Collected) -> None:
     ).fetchone()
     if record.anew:
         connection.execute("DELETE FROM collected_tasks WHERE id = ?", (number,))
-    connection.executemany(
+    _each(
+        connection,
         "DELETE FROM collected_tasks WHERE id = ? AND task = ?",
         [(number, task) for task in record.without],
     )
-    connection.executemany(
+    _each(
+        connection,
         "INSERT OR IGNORE INTO collected_tasks VALUES (?, ?)",
         [(number, task) for task in record.tasks],
     )
