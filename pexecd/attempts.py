@@ -19,8 +19,10 @@ from pexecd.units import Seconds
 
 T = TypeVar("T")
 
-#: Ended tickets wait so long for others to be read and logged with: each turn costs a query.
+#: Ended tickets wait so long for others to be read and logged with, for each turn has its cost; but
+#: not when they are so many: they would hold up the reactor, and may still be in memory now.
 GATHERED: Seconds = 0.5
+MANY = 512
 
 #: So many are read together: bounds memory when many have waited.
 TOGETHER = 4096
@@ -88,8 +90,12 @@ class Attempts:
     def ended(self, tickets: Sequence[int]) -> None:
         """These tickets ended, and that is committed."""
         self._tickets += tickets
-        if self._tickets and self._writing is None and self._timer is None:
+        if not self._tickets or self._writing is not None:
+            return
+        if self._timer is None:
             self._timer = self._clock.callLater(GATHERED, self._begin_writing)
+        if len(self._tickets) >= MANY:
+            self._timer.reset(0)  # after what is done now: an answer may follow
 
     def _begin_writing(self) -> None:
         self._timer = None

@@ -58,3 +58,21 @@ def test_what_waited_for_long_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch)
     assert closed.called
     assert books.told == list(range(285)), "each once, the earlier ones first"
     assert books.asked == [10, 10, 10, 5]
+
+
+def test_few_wait_for_others_but_many_do_not() -> None:
+    books: Any = Books()
+    clock = Clock()
+    logged = Attempts(books, [books], books, clock)
+    logged.ended(range(attempts.MANY - 1))
+    clock.advance(attempts.GATHERED / 2)
+    assert books.told == []
+    logged.ended([attempts.MANY])
+    assert books.told == [], "not before what is done now"
+    clock.advance(0)
+    assert len(books.told) == attempts.MANY
+    logged.ended([0])
+    clock.advance(attempts.GATHERED / 2)
+    assert len(books.told) == attempts.MANY
+    clock.advance(attempts.GATHERED / 2)
+    assert len(books.told) == attempts.MANY + 1
