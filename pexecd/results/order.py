@@ -11,8 +11,9 @@ from typing import Protocol
 
 from pexecd.ports import Collected
 
-#: So many tasks are read and written together: bounds memory.
-TOGETHER = 256
+#: So many tasks at most are read and written together: bounds how long the reactor has to do with
+#: them. Where tasks end by the thousand a second, fewer would never be done with them.
+TOGETHER = 2048
 #: A stretch of the table that is looked at at once, however few of its tasks are done.
 _STRETCH = 4096
 
@@ -92,7 +93,7 @@ class Order(Protocol):
     def commit(self, batch: Batch) -> None:
         """This was written."""
 
-    def tail(self) -> Iterator[list[tuple[int, int]]]:
+    def tail(self, most: int = TOGETHER) -> Iterator[list[tuple[int, int]]]:
         """What is done and stays behind a task that is not settled."""
 
 
@@ -143,13 +144,13 @@ class ByParameters:
         for task in batch.noted:  # one of them may have been done since ``take``
             self.settled(task)
 
-    def tail(self) -> Iterator[list[tuple[int, int]]]:
+    def tail(self, most: int = TOGETHER) -> Iterator[list[tuple[int, int]]]:
         tasks: list[tuple[int, int]] = []
         for task in range(self.upto + 1, len(self._settled) + 1):
             ticket = self._settled.ticket(task)
             if ticket is not None:
                 tasks.append((task, ticket))
-            if len(tasks) == TOGETHER:
+            if len(tasks) == most:
                 yield tasks
                 tasks = []
         if tasks:
@@ -228,5 +229,5 @@ class ByCompletion:
             self._waiting.popleft()
         self.count += len(batch.tasks)
 
-    def tail(self) -> Iterator[list[tuple[int, int]]]:
+    def tail(self, most: int = TOGETHER) -> Iterator[list[tuple[int, int]]]:
         return iter(())

@@ -25,6 +25,12 @@ from pexecd.results.files import (
 from pexecd.results.order import TOGETHER, ByCompletion, ByParameters, Order, Settled
 from pexecd.results.processes import Runners, request
 
+#: So many bytes of results, about, are read and written together: bounds memory (small results
+#: come from the journal), and what must be written again after a crash.
+PIECE = 16 << 20
+#: So many tasks are, where it is not known yet how large their results are.
+FIRST = 16
+
 #: Lines of the table between two tasks that are read rather than asked for separately.
 _NEAR = 64
 
@@ -184,6 +190,8 @@ class FileOutput(Output):
         self._in_thread = in_thread
         self._layout = Layout(rule, job.columns)
         self._mark = Mark()
+        #: How many tasks the next piece has, by the size of the results in the last one.
+        self._together = FIRST
         #: The file as we wrote it last; None: by an earlier run.
         self._left: Left | None = None
         self._behind = 0
@@ -206,10 +214,10 @@ class FileOutput(Output):
         self.problem = f"{self.key}: somebody else writes to it"
 
     async def _next(self) -> bool:
-        batch = self.order.take()
+        batch = self.order.take(self._together)
         if batch is None:
             return False
-        self.short = len(batch.tasks) + len(batch.noted) < TOGETHER
+        self.short = len(batch.tasks) + len(batch.noted) < self._together
         mark = await self._append(self._rule.path, self._mark, batch.tasks)
         if mark is None:
             return True
@@ -224,7 +232,7 @@ class FileOutput(Output):
             await self._write_anew()
         mark = await self._append(self._rule.path, self._mark, [])
         self._behind = 0
-        for tasks in self.order.tail():
+        for tasks in self.order.tail(self._together):
             if mark is None:
                 break
             mark = await self._append(self._rule.path, mark, tasks)
@@ -247,6 +255,9 @@ class FileOutput(Output):
             self._forget()
             return None
         self._left = written.left
+        if entries:
+            mean = sum(entry.result.size for entry in entries) // len(entries)
+            self._together = max(1, min(TOGETHER, PIECE // max(1, mean)))
         self.cut += written.cut
         self.unreadable += written.unreadable + missing
         return written.mark
@@ -262,7 +273,7 @@ class FileOutput(Output):
         order = ByParameters(self._settled)
         mark = Mark()
         self.cut = self.unreadable = 0
-        while (batch := order.take()) is not None:
+        while (batch := order.take(self._together)) is not None:
             mark = await self._append(temporary, mark, batch.tasks) or Mark()
             order.commit(batch)
         cut, unreadable = self.cut, self.unreadable

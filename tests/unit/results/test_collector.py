@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from zope.interface.verify import verifyObject
 from pexecd.core.effects import TaskDone, TaskFailed
 from pexecd.jobs.values import CollectKind, CollectRule, Job
 from pexecd.ports import CollectReport, ICollector, JournalRecord, ResultKept
+from pexecd.results import outputs
 from pexecd.results.collector import GATHERED, Collector
 from pexecd.store import Journal, Spool
 from tests.pump import Pump
@@ -251,6 +252,26 @@ def test_results_are_read_in_pieces(tmp_path: Path, pump: Pump) -> None:
     assert scene.finish().collected == 1000
     assert scene.out.read_text() == "".join(f"{task}\n" for task in range(1, 1001))
     scene.stop()
+
+
+def test_pieces_are_as_large_as_the_results_of_the_last_one_let_expect(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "PIECE", 100)
+    monkeypatch.setattr(scene.collector._files[0], "_together", 2)
+    pieces: list[int] = []
+    results = scene.journal.results
+
+    def seen(tickets: Sequence[int]) -> Any:
+        pieces.append(len(tickets))
+        return results(tickets)
+
+    monkeypatch.setattr(scene.journal, "results", seen)
+    for task in range(1, TASKS + 1):
+        scene.done(task, b"%030d\n" % task)
+    scene.finish()
+    assert [count for count in pieces if count] == [2, 3, 3, 3, 1]
+    assert scene.out.read_text() == "".join(f"{task:030}\n" for task in range(1, TASKS + 1))
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
