@@ -215,7 +215,7 @@ def begun_again(job: JobFolder, *command: str) -> subprocess.Popen[str]:
     def found() -> bool:
         card = json.loads((job.state / "session.json").read_text())
         # once for the client that it starts, and again when that one says who is there
-        told = job.log().rpartition("Starting factory")[2].count("client started")
+        told = job.log().rpartition("ProtocolSite starting")[2].count("client started")
         return bool(card["pid"] == process.pid and told == 2)
 
     process = job.start(*command)
