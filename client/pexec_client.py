@@ -1831,9 +1831,11 @@ class Post:
         self._client = client
         self._ended = ended
         self._backoff = backoff()
+        self._pause = None  # the timer until the next try, where nobody answered
 
     def send(self):
         """Try now, and again until it is settled."""
+        self._pause = None
         if not self._client.lives():
             return
         self.under_way = True
@@ -1845,11 +1847,18 @@ class Post:
         if response.status in (0, 503):
             self._client.keep_unsent([self.outcome])
             pause = response.retry_after() or next(self._backoff)
-            self._client.loop.later(pause, self.send)
+            timer = self._client.loop.later(pause, self.send)
+            self._pause = None if response.status else timer
             return
         if response.status >= 300:
             log("ticket %s: the server does not take it: %s", self.outcome.ticket, response)
         self._ended(self)
+
+    def hurry(self):
+        """The server is there again."""
+        if self._pause is not None:
+            self._client.loop.cancel(self._pause)
+            self.send()
 
 
 # --- workers ------------------------------------------------------------------------------
@@ -2836,6 +2845,7 @@ class Client:
         self._place = ""  # ours in it
         self._tickets = set()  # those that are not settled
         self._posts = {}  # ticket -> Post: what goes by a request of its own
+        self._away = False  # the server did not answer the last time
         self._pings = {}  # ticket -> timer, None while a ping is under way; without exchange
         self._unsent = 0  # outcomes in the file of that name that are not confirmed
         self._keeping = None  # the timer that looks for outcomes to put there
@@ -2874,6 +2884,11 @@ class Client:
                 response.status, response.error = 0, str(response)
             if response.status in (0, 503):
                 self._problem = response
+            if response.status and self._away:
+                # before new tasks begin: the run may end with them, and the way there with the run
+                for post in list(self._posts.values()):
+                    post.hurry()
+            self._away = not response.status
             if response.status and self._config:
                 self.loop.cancel(self._silent)
                 self._silent = None
