@@ -10,11 +10,14 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pexecd.errors import StateError
 from pexecd.jobs import read_job
 from pexecd.jobs.values import Job
+
+if TYPE_CHECKING:
+    from pexecd.launch.local import Spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,8 @@ class Early:
 
     job: Job
     reactor: Any
-    #: A ``Spare``; None where no client is to be started here.
-    spare: Any
+    #: None where no client is to be started here.
+    spare: Spare | None
 
 
 def begin(path: Path) -> Early:
@@ -63,7 +66,7 @@ def import_reactor() -> Any:
     return reactor
 
 
-def _start_client(reactor: Any, python: str) -> Any:
+def _start_client(reactor: Any, python: str) -> Spare | None:
     from pexecd.launch.clientfile import client_file  # noqa: PLC0415 - it needs the reactor's parts
     from pexecd.launch.local import Spare  # noqa: PLC0415
 
