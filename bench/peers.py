@@ -11,7 +11,8 @@ what a kill -9 costs, is bench/crash.py.)
 
 A peer that is not installed is left out with a word. Every result is checked in every round. All
 times are from the command to its end, pexecd's start-up included; the start-up of frameworks (dask,
-hyperqueue) is taken off and shown apart. Slow peers get a fifth of the tasks, over SSH a twentieth.
+hyperqueue), and of pexecd in W3, which is about full slots, is taken off and shown apart. Slow peers
+get a fifth of the tasks, over SSH a twentieth.
 Ratios are to xargs in the same round (S2: to pexecd's W2). xargs, GNU pexec and hyperqueue keep no
 books.
 
@@ -290,6 +291,13 @@ def check_pexecd(place: Place, workload: str) -> None:
         raise WrongResultError(f"statistics.json: {numbers['done']} of {place.tasks} are done")
 
 
+def first_given(place: Place) -> float:
+    """When the first task was given out, in seconds since 1970."""
+    lines = (place.folder / "job.pexecd" / "joblog.tsv").read_text().splitlines()
+    column = lines[0].split("\t").index("Starttime")
+    return min(float(line.split("\t")[column]) for line in lines[1:])
+
+
 def pexecd(shim: Mapping[str, str] | None = None) -> dict[str, Way]:
     """``pexecd run`` on this computer.
 
@@ -305,8 +313,11 @@ def pexecd(shim: Mapping[str, str] | None = None) -> dict[str, Way]:
             until = None
             if workload == "W5":
                 until = has_line(place.folder / "results.txt", b"1|1\n")
+            began = time.time()
             done = timed([*PEXECD, "run", "--fresh", "job.ini"], local, until)
             check_pexecd(place, workload)
+            if workload == "W3":
+                done.startup = first_given(place) - began
             return done
 
         return run
@@ -450,16 +461,19 @@ def tasks_of(workload: str, peer: Peer, tasks: int) -> int:
     return max(10, tasks // peer.part)
 
 
-def one_run(peer: Peer, workload: str, tasks: int, folder: Path | None) -> Run:
-    """Run it in a new folder."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as name:
-        place = Place(Path(name), tasks_of(workload, peer, tasks))
-        place.out.mkdir()
-        (place.folder / "each").mkdir()
-        work = place.folder / "work.sh"
-        work.write_text(WORK)
-        work.chmod(0o755)
-        return peer.ways[workload](place)
+def one_run(peer: Peer, workload: str, tasks: int, folder: Path) -> Run:
+    """Run it in a new folder, which stays until the end of the bench.
+
+    A file system may have to step over what was deleted lately whenever it makes a file (ext4
+    without a journal does, for minutes): who comes next would pay for that.
+    """
+    place = Place(Path(tempfile.mkdtemp(dir=folder)), tasks_of(workload, peer, tasks))
+    place.out.mkdir()
+    (place.folder / "each").mkdir()
+    work = place.folder / "work.sh"
+    work.write_text(WORK)
+    work.chmod(0o755)
+    return peer.ways[workload](place)
 
 
 #: By workload and peer, a run for each round.

@@ -219,6 +219,7 @@ class Loop:
         self._number = itertools.count()
         self._signals = {}
         self._running = False
+        self.arrived = set()  # numbers of signals, until somebody takes them out
         self._wake, self._alarm = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._alarm, False)
@@ -252,7 +253,10 @@ class Loop:
     def on_signal(self, number, function):
         """Call ``function(number)`` from the loop after that signal."""
         self._signals[number] = function
-        signal.signal(number, lambda _number, _frame: None)  # the wake-up pipe tells
+        signal.signal(number, self._note)
+
+    def _note(self, number, _frame):
+        self.arrived.add(number)  # the wake-up pipe does the rest
 
     def _awake(self, _mask):
         for number in set(os.read(self._wake, 4096)):
@@ -1697,11 +1701,12 @@ class Outcome:
         self.kept = False  # it is on disk, too
 
     def entry(self):
+        """Its pieces: they are put together only once, and may be large."""
         if self.seconds is None:
             head = b"failed %s %d\n" % (to_bytes(self.ticket), len(self.body))
         else:
             head = b"complete %s %.3f %d\n" % (to_bytes(self.ticket), self.seconds, len(self.body))
-        return b"%s%s\n" % (head, self.body)
+        return head, self.body, b"\n"
 
     def request(self):
         """Path, query and body of a request of its own."""
@@ -2172,6 +2177,7 @@ class Engine:
                 except ValueError as error:
                     task.error = error
             self.waiting.append(task)
+            self._hurry()
         self._equip()
 
     def _words_of(self, task):
@@ -2193,6 +2199,7 @@ class Engine:
             task.workspace = self._spare_for(self._name_for(task))
             if task.workspace:
                 self._equipped += 1
+            self._hurry()
 
     def _next(self):
         self._equipped = max(0, self._equipped - 1)
@@ -2370,8 +2377,31 @@ class Engine:
 
     # the end of a worker
 
+    def _hurry(self):
+        """In the middle of longer work: a slot that has become free must not wait for its end."""
+        if signal.SIGCHLD in self._loop.arrived:
+            self._take_ended()
+            if not (self._written and self._full()):  # else ``reap`` makes room first
+                self.fill()
+
     def reap(self, _number=None):
         """After SIGCHLD: see which have ended."""
+        self._take_ended()
+        if self._written and self._full():
+            self._make_room()
+        self.fill()
+        if len(self.over) >= self.SETTLE_MOST:
+            self.settle()
+        elif self.over and not self._settling:
+            self._settling = True
+            self._loop.later(AGE, self._settle_old)
+        elif self.runs and len(self.waiting) > self._slots:
+            return  # as most often: nothing is due before a timer says so
+        self._client.go_on()
+
+    def _take_ended(self):
+        """Free the slots of those that have ended."""
+        self._loop.arrived.discard(signal.SIGCHLD)
         now = time.monotonic()
         while self.runs:
             try:
@@ -2387,17 +2417,6 @@ class Engine:
                 self.over.append((run, status, now))
                 self._written = self._written or run.writes
                 self.finished += 1
-        if self._written and self._full():
-            self._make_room()
-        self.fill()
-        if len(self.over) >= self.SETTLE_MOST:
-            self.settle()
-        elif self.over and not self._settling:
-            self._settling = True
-            self._loop.later(AGE, self._settle_old)
-        elif self.runs and len(self.waiting) > self._slots:
-            return  # as most often: nothing is due before a timer says so
-        self._client.go_on()
 
     def _make_room(self):
         """The disk is full: before the next worker starts, what failed for that is removed.
@@ -2421,6 +2440,7 @@ class Engine:
         self._written = False
         for run, status, now in over:
             self._settle(run, status, now)
+            self._hurry()
         self._equip()
 
     def _settle(self, run, status, now):
@@ -2730,23 +2750,25 @@ class Exchange:
         if self._ping_due:
             self._ping_due = False
             lines += self._pings(now)
-        body = b"".join(lines)
-        parts, size = [], len(body)
+        size = sum(map(len, lines))
+        count = 0
         for outcome in self.outbox:
             entry = outcome.entry()
-            if parts and size + len(entry) > self._most:
+            more = sum(map(len, entry))
+            if count and size + more > self._most:
                 break
-            parts.append(entry)
-            size += len(entry)
-        self._carried = self.outbox[: len(parts)]
-        del self.outbox[: len(parts)]
+            count += 1
+            lines += entry
+            size += more
+        self._carried = self.outbox[:count]
+        del self.outbox[:count]
         self._size = sum(len(outcome.body) for outcome in self.outbox)
-        body += b"".join(parts)
-        self._sent, self._sent_at = len(body), now
+        self._sent, self._sent_at = size, now
 
         def make_body():
             made = Body()
-            made.add(body)
+            for line in lines:
+                made.add(line)
             return made
 
         reader = AnswerReader(self._client.spool)
@@ -3279,7 +3301,7 @@ class Client:
             return
         try:
             with open(os.path.join(self._place, UNSENT), "ab") as file:
-                file.write(b"".join([outcome.entry() for outcome in new]))
+                file.writelines(piece for outcome in new for piece in outcome.entry())
         except OSError as error:
             log("cannot record %d tickets: %s", len(new), error)
             return

@@ -18,6 +18,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
@@ -125,17 +126,19 @@ class Layout:
 
     def _add(self, file: _Summed, entry: Entry, written: Written) -> None:
         try:
-            source = entry.path.open("rb") if entry.path else io.BytesIO(entry.result.data or b"")
+            # unbuffered: it is read in large pieces
+            source: FileIO | io.BytesIO
+            source = FileIO(entry.path) if entry.path else io.BytesIO(entry.result.data or b"")
         except FileNotFoundError:
             written.unreadable += 1
             return
         with source:
             match self._rule.kind:
                 case CollectKind.CONCAT:
-                    _copy(source, file)
+                    _copy(source, file, entry.result.size)
                 case CollectKind.BLOCK:
                     file.write(self._heading(entry))
-                    if _copy(source, file) not in (b"\n", b""):
+                    if _copy(source, file, entry.result.size) not in (b"\n", b""):
                         file.write(b"\n")
                 case CollectKind.TABLE:
                     line, more = _one_line(source.read(_MOST_LINE))
@@ -236,10 +239,11 @@ def _sum_of(file: BinaryIO, length: int) -> int:
     return crc
 
 
-def _copy(source: BinaryIO, target: _Summed) -> bytes:
-    """Copy the rest of a file; its last byte, should it have any."""
+def _copy(source: FileIO | io.BytesIO, target: _Summed, size: int) -> bytes:
+    """Copy a file of so many bytes; its last byte, should it have any."""
     last = b""
-    while chunk := source.read(_COPIED):
+    # memory is taken for what is asked for, not for what comes
+    while chunk := source.read(min(_COPIED, size + 1)):
         target.write(chunk)
         last = chunk[-1:]
     return last

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from time import monotonic
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
@@ -26,6 +27,7 @@ from pexecd.ports import ISpool, IUpload, StoredResult
 from pexecd.store.batches import Batches, IReactor
 from pexecd.store.files import sync
 from pexecd.store.problems import try_disk
+from pexecd.units import Seconds
 
 #: Results of up to so many bytes are kept in the database.
 INLINE = 16 * 1024
@@ -34,6 +36,9 @@ INLINE = 16 * 1024
 PIECE = 256 * 1024
 #: So many files are made durable at the same time: a slow disk takes as long for all as for one.
 SYNCED_AT_ONCE = 16
+#: A disk is slow that takes longer for a file. A quick one is asked for one after the other: to hand
+#: each to a thread would take as long.
+SLOW: Seconds = 0.002
 #: When so many bytes of an upload wait for the disk, its peer is to pause.
 MOST_WAITING = 1024 * 1024
 
@@ -111,34 +116,45 @@ class Spool:
         self, results: Mapping[int, Mapping[str, bytes]]
     ) -> dict[int, tuple[StoredResult, ...]]:
         """In a thread: write all, then have the disk take them together."""
-        files: dict[Path, FileIO] = {}
+        files: dict[str, FileIO] = {}
+        folder = f"{self._folder}/"
 
         def write(ticket: int, name: str, data: bytes) -> StoredResult:
             if len(data) <= self._inline:
                 return StoredResult(name, len(data), data, None)
-            path = _path_for(self._folder, ticket, name)
-            files[path] = file = FileIO(_unfinished(path), "xb")
+            own = _name_for(ticket, name)
+            path = folder + own
+            files[path] = file = FileIO(path + _UNFINISHED, "xb")
             _write(file, data)
-            return StoredResult(name, len(data), None, f"{self._folder.name}/{path.name}")
+            return StoredResult(name, len(data), None, f"{self._folder.name}/{own}")
 
         try:
             stored = {
                 ticket: tuple([write(ticket, name, data) for name, data in contents.items()])
                 for ticket, contents in results.items()
             }
-            at_once = self._syncers.map if len(files) > 1 else map
-            for _ in at_once(os.fsync, [file.fileno() for file in files.values()]):
-                pass  # raises what one of them raised
+            self._sync_all([file.fileno() for file in files.values()])
             for path in files:
-                _unfinished(path).rename(path)
+                os.rename(path + _UNFINISHED, path)
             sync(self._folder)
         except (OSError, RuntimeError) as error:  # the latter: it was closed meanwhile
-            _dispose([*files.values(), *map(_unfinished, files), *files])
+            named = [Path(name) for path in files for name in (path + _UNFINISHED, path)]
+            _dispose([*files.values(), *named])
             words = error.strerror if isinstance(error, OSError) else error
             raise JournalError(f"{self._folder}: {words}") from None
         for file in files.values():
             file.close()
         return stored
+
+    def _sync_all(self, files: Sequence[int]) -> None:
+        """In a thread: have open files on disk; ``OSError`` is what one of them raised."""
+        for number, file in enumerate(files):
+            begun = monotonic()
+            os.fsync(file)
+            if monotonic() - begun > SLOW:
+                for _ in self._syncers.map(os.fsync, files[number + 1 :]):
+                    pass
+                return
 
     def _sync_folder(self) -> Deferred[None]:
         """Make the names of all files in the folder durable, once for all who wait for it."""
@@ -255,7 +271,7 @@ class Upload:
             if part.size <= self._inline:
                 return None
             data, part.data = bytes(part.data), None
-            part.path = _path_for(self._folder, self._ticket, part.name)
+            part.path = self._folder / _name_for(self._ticket, part.name)
         self._backlog.append((part, data))
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= PIECE:
@@ -396,10 +412,10 @@ class Upload:
             part.unfinished.rename(part.path)
 
 
-def _path_for(folder: Path, ticket: int, name: str) -> Path:
+def _name_for(ticket: int, name: str) -> str:
     """A new file's final name; the result's own is never trusted, never special."""
     safe = re.sub(r"[^A-Za-z0-9_]+", "_", name)[:_NAME_LENGTH]
-    return folder / f"{ticket}-{secrets.token_hex(4)}-{safe}"
+    return f"{ticket}-{secrets.token_hex(4)}-{safe}"
 
 
 def _unfinished(path: Path) -> Path:

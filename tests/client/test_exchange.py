@@ -353,10 +353,10 @@ def test_entries_that_were_cut_off_do_not_count(tmp_path: Path) -> None:
     client = load_client()
     first = client.Outcome("10000", 0.25, b"body\n")
     second = client.Outcome("10001", None, b"Kind=exit\n\n")
-    data = first.entry() + second.entry()
+    data = b"".join(first.entry() + second.entry())
     for length in range(len(data) + 1):
         found = client.read_entries(data[:length])
-        whole = 2 if length == len(data) else int(length >= len(first.entry()))
+        whole = 2 if length == len(data) else int(length >= len(b"".join(first.entry())))
         assert len(found) == whole
     assert [each.entry() for each in found] == [first.entry(), second.entry()]
     assert (found[0].ticket, found[0].seconds, found[1].seconds) == ("10000", 0.25, None)
