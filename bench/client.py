@@ -27,8 +27,11 @@ from urllib.parse import parse_qs, urlsplit
 
 CLIENT = Path(__file__).resolve().parents[1] / "client" / "pexec_client.py"
 CONFIG = (
-    b"Ping=10\nClient=c\nPatience=60\nSession=bench\nExchange=/exchange\nExchangeMost=1048576\n"
+    b"Ping=10\nClient=c\nPatience=60\nSession=bench\nNice=10\nExchange=/exchange\nExchangeMost=1048576\n"
 )
+#: Seconds that a master takes to start. A Linux that has just seen the client busy with its own
+#: start may put worker after worker on one processor, and leave the other one idle.
+STARTING = 0.3
 TASK = (
     b"Ticket=%d\nTimeout=600\nTask=%d\nCommandLine=/bin/echo line %d\n"
     b"[Result]\nName=output\nFile=stdout\n"
@@ -68,6 +71,7 @@ class Server:
                     length = int(header.split(b":")[1])
             body = file.read(length)
             if url.path == "/config":
+                time.sleep(STARTING)
                 status, answer = b"200 OK", CONFIG
             elif url.path == "/exchange":
                 want = int(parse_qs(url.query)["want"][0])

@@ -118,7 +118,7 @@ LINE_MOST = 4 * 1024 * 1024  # bytes of a line in a task; argument lists end at 
 STDERR_TAIL = 4096  # bytes of standard error that go with a failure
 INLINE_MOST = 131072  # bytes of results that are kept in memory and told in an exchange
 SMALL_MOST = 16384  # of results that always are; larger ones only where it has room for them
-OUTBOX_MOST = 2 * 1024 * 1024  # bytes in all that may wait for the next exchange
+OUTBOX_MOST = 4 * 1024 * 1024  # bytes in all that may wait for the next exchange
 TIMEOUT_NONE = 31536000  # a Timeout that means: no limit
 AGE = 0.05  # seconds until it is told that a worker has ended: then for many at once
 KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
@@ -219,7 +219,6 @@ class Loop:
         self._number = itertools.count()
         self._signals = {}
         self._running = False
-        self.arrived = set()  # numbers of signals, until somebody takes them out
         self._wake, self._alarm = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._alarm, False)
@@ -253,10 +252,7 @@ class Loop:
     def on_signal(self, number, function):
         """Call ``function(number)`` from the loop after that signal."""
         self._signals[number] = function
-        signal.signal(number, self._note)
-
-    def _note(self, number, _frame):
-        self.arrived.add(number)  # the wake-up pipe does the rest
+        signal.signal(number, lambda _number, _frame: None)  # the wake-up pipe tells
 
     def _awake(self, _mask):
         for number in set(os.read(self._wake, 4096)):
@@ -2177,7 +2173,6 @@ class Engine:
                 except ValueError as error:
                     task.error = error
             self.waiting.append(task)
-            self._hurry()
         self._equip()
 
     def _words_of(self, task):
@@ -2199,7 +2194,6 @@ class Engine:
             task.workspace = self._spare_for(self._name_for(task))
             if task.workspace:
                 self._equipped += 1
-            self._hurry()
 
     def _next(self):
         self._equipped = max(0, self._equipped - 1)
@@ -2377,31 +2371,8 @@ class Engine:
 
     # the end of a worker
 
-    def _hurry(self):
-        """In the middle of longer work: a slot that has become free must not wait for its end."""
-        if signal.SIGCHLD in self._loop.arrived:
-            self._take_ended()
-            if not (self._written and self._full()):  # else ``reap`` makes room first
-                self.fill()
-
     def reap(self, _number=None):
         """After SIGCHLD: see which have ended."""
-        self._take_ended()
-        if self._written and self._full():
-            self._make_room()
-        self.fill()
-        if len(self.over) >= self.SETTLE_MOST:
-            self.settle()
-        elif self.over and not self._settling:
-            self._settling = True
-            self._loop.later(AGE, self._settle_old)
-        elif self.runs and len(self.waiting) > self._slots:
-            return  # as most often: nothing is due before a timer says so
-        self._client.go_on()
-
-    def _take_ended(self):
-        """Free the slots of those that have ended."""
-        self._loop.arrived.discard(signal.SIGCHLD)
         now = time.monotonic()
         while self.runs:
             try:
@@ -2417,6 +2388,17 @@ class Engine:
                 self.over.append((run, status, now))
                 self._written = self._written or run.writes
                 self.finished += 1
+        if self._written and self._full():
+            self._make_room()
+        self.fill()
+        if len(self.over) >= self.SETTLE_MOST:
+            self.settle()
+        elif self.over and not self._settling:
+            self._settling = True
+            self._loop.later(AGE, self._settle_old)
+        elif self.runs and len(self.waiting) > self._slots:
+            return  # as most often: nothing is due before a timer says so
+        self._client.go_on()
 
     def _make_room(self):
         """The disk is full: before the next worker starts, what failed for that is removed.
@@ -2440,7 +2422,6 @@ class Engine:
         self._written = False
         for run, status, now in over:
             self._settle(run, status, now)
-            self._hurry()
         self._equip()
 
     def _settle(self, run, status, now):
@@ -2632,7 +2613,7 @@ class Exchange:
         # a ticket is doubtful after 3 x ping + 5 s of silence: there must be time for another try
         self._limit = max(2 * ping, 10.0)
         self._size = 0  # bytes in the outbox, without the entries' heads
-        self._room = OUTBOX_MOST // 4  # bytes that should be there, as learned
+        self._room = OUTBOX_MOST // 8  # bytes that should be there, as learned
         self._sent = 0  # bytes of the one that is under way
         self._sent_at = 0.0
         self._call = None
