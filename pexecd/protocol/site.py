@@ -373,6 +373,7 @@ class Channel(http.HTTPChannel):
         undelivered, self._undelivered = self._undelivered, None
         if self._confirming is not None:
             self._confirming.cancel()
+        self.stopProducing()  # the transport forgot who still writes when it was to close
         super().connectionLost(reason)
         self._stop_timer()
         if undelivered is not None and not reason.check(ConnectionDone):

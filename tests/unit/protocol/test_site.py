@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from zope.interface import implementer
 from pexecd.core.values import Caller
 from pexecd.protocol.request import PROGRESS
 from pexecd.protocol.site import Channel, Limits, ProtocolSite
-from pexecd.protocol.wire import ResultFile, TaskMessage
+from pexecd.protocol.wire import InputFile, ResultFile, TaskMessage
 from tests.unit.protocol.fakes import SECRET, Call, FakeDirectory, FakeSession
 
 S = "sessionID=" + quote(SECRET, safe="")
@@ -36,6 +37,15 @@ class Transport(StringTransport):
 
     ended = ""
     half_closed = False
+    #: So many bytes may wait until the producer is paused.
+    room = 1_000_000
+    waits = 0
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        self.waits += len(data)
+        if self.waits > self.room and self.producer is not None:
+            self.producer.pauseProducing()
 
     def getHandle(self) -> None:
         """As tests go, nobody asks."""
@@ -210,6 +220,26 @@ class DeadlineTests(SynchronousTestCase):
         self.clock.advance(1000)
         self.channel.pauseProducing()
         self.ends_after(LIMITS.reply)
+
+    def send_a_large_task(self) -> None:
+        """Ask for one, and let it be told as far as there is room."""
+        path = Path(self.mktemp())
+        path.write_bytes(bytes(1_000_000))
+        self.transport.room = 100_000
+        self.channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode())
+        self.session.asks[0].callback(
+            TaskMessage(
+                10016, 60, "true", (InputFile("a", path),), (ResultFile("output", "stdout"),)
+            )
+        )
+
+    def test_a_task_that_is_cut_short_is_given_back(self) -> None:
+        self.send_a_large_task()
+        self.ends_after(LIMITS.reply)
+        self.clock.advance(LIMITS.reply)
+        self.assertEqual(self.transport.ended, "aborted")
+        self.channel.connectionLost(Failure(ConnectionAborted()))
+        self.assertEqual(self.session.lost, [10016])
 
     def test_a_peer_that_does_not_read_the_end(self) -> None:
         self.channel.dataReceived(CONFIG.replace(b"1.1", b"1.0"))
