@@ -283,9 +283,9 @@ class Channel(http.HTTPChannel):
             self.setTimeout(self.site.limits.reply)
 
     def resumeProducing(self) -> None:
-        super().resumeProducing()
         if self._handlingRequest:
             self.setTimeout(None)
+        super().resumeProducing()  # what it writes may be too much again
 
     def requestDone(self, request: Request) -> None:
         self._idle = True

@@ -33,7 +33,7 @@ BODY = b"[Result]\nName=output\n--begin content--\n"
 
 @implementer(ISystemHandle)
 class Transport(StringTransport):
-    """Knows how it was closed; never sends what was written."""
+    """Knows how it was closed; never sends what was written, unless its peer reads."""
 
     ended = ""
     half_closed = False
@@ -46,6 +46,12 @@ class Transport(StringTransport):
         self.waits += len(data)
         if self.waits > self.room and self.producer is not None:
             self.producer.pauseProducing()
+
+    def peer_reads(self) -> None:
+        """All that waits is sent."""
+        self.waits = 0
+        if self.producer is not None:
+            self.producer.resumeProducing()
 
     def getHandle(self) -> None:
         """As tests go, nobody asks."""
@@ -240,6 +246,13 @@ class DeadlineTests(SynchronousTestCase):
         self.assertEqual(self.transport.ended, "aborted")
         self.channel.connectionLost(Failure(ConnectionAborted()))
         self.assertEqual(self.session.lost, [10016])
+
+    def test_a_peer_that_reads_only_the_beginning(self) -> None:
+        self.send_a_large_task()
+        for _ in range(3):
+            self.clock.advance(LIMITS.reply - 1)
+            self.transport.peer_reads()
+        self.ends_after(LIMITS.reply)
 
     def test_a_peer_that_does_not_read_the_end(self) -> None:
         self.channel.dataReceived(CONFIG.replace(b"1.1", b"1.0"))
