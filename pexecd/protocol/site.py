@@ -154,7 +154,7 @@ class Channel(http.HTTPChannel):
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        if self.line_mode and not (self.requests or self._buffer):
+        if self.line_mode and not (self.requests or self._buffer or self._read_closed):
             head = _HEAD.match(data)
             if head is not None and head.end() <= self.totalHeadersSize:
                 self._take_head(head)
@@ -292,7 +292,9 @@ class Channel(http.HTTPChannel):
         self._savedTimeOut = self.site.limits.idle
         self._linger = request.code >= 400
         super().requestDone(request)
-        if self.persistent and self._read_closed and not self._handlingRequest:
+        # While it is busy receiving, more requests may follow that were sent ahead.
+        waits = self._handlingRequest or self._busyReceiving
+        if self.persistent and self._read_closed and not waits:
             self.loseConnection()
 
     def watch(self, undelivered: Callable[[], None]) -> None:

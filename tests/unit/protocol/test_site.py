@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from pexecd.core.values import Caller
+from pexecd.ports import NoTask
 from pexecd.protocol.request import PROGRESS
 from pexecd.protocol.site import Channel, Limits, ProtocolSite
 from pexecd.protocol.wire import InputFile, ResultFile, TaskMessage
@@ -28,6 +29,9 @@ S = "sessionID=" + quote(SECRET, safe="")
 LIMITS = Limits(head=10, body=20, reply=30, idle=40, linger=5, confirm=6)
 CONFIG = f"GET /config?{S} HTTP/1.1\r\n\r\n".encode()
 POST = f"POST /complete?{S}&ticket=1 HTTP/1.1\r\nContent-Length: 100\r\n\r\n".encode()
+OURS = CONFIG.replace(
+    b"\r\n\r\n", b"\r\nHost: h\r\nAccept: application/x-pexec; framing=length\r\n\r\n"
+)
 BODY = b"[Result]\nName=output\n--begin content--\n"
 
 
@@ -266,6 +270,24 @@ class DeadlineTests(SynchronousTestCase):
         self.channel.dataReceived(CONFIG)
         self.assertEqual(self.transport.value().count(b"HTTP/1.1"), 1)
         self.ends_after(LIMITS.linger, "aborted")
+
+    def send_all_ahead(self, rest: bytes) -> None:
+        """Six requests and this, and the end; all six are answered, and then it is over."""
+        self.channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode() * 2)
+        self.channel.dataReceived(CONFIG + OURS + OURS + CONFIG + rest)
+        self.channel.readConnectionLost()
+        self.session.asks[0].callback(NoTask(None))
+        self.assertEqual(self.transport.ended, "")
+        self.session.asks[1].callback(NoTask(None))
+        self.assertEqual(self.transport.value().count(b"HTTP/1.1 503"), 2)
+        self.assertEqual(self.transport.value().count(b"HTTP/1.1 200"), 4)
+        self.assertEqual(self.transport.ended, "closed")
+
+    def test_a_peer_that_sends_all_ahead_and_closes_its_side(self) -> None:
+        self.send_all_ahead(b"")
+
+    def test_a_peer_that_closes_its_side_within_a_request(self) -> None:
+        self.send_all_ahead(CONFIG[:-1])
 
     def test_a_refused_peer_that_goes(self) -> None:
         self.channel.dataReceived(b"hello\r\n\r\n")
