@@ -279,6 +279,8 @@ class Channel(http.HTTPChannel):
 
     def pauseProducing(self) -> None:
         super().pauseProducing()
+        # twisted.web reads on while it answers: who asks and never reads would fill the memory.
+        self._networkProducer.pauseProducing()
         if self._handlingRequest:
             self.setTimeout(self.site.limits.reply)
 
@@ -286,6 +288,8 @@ class Channel(http.HTTPChannel):
         if self._handlingRequest:
             self.setTimeout(None)
         super().resumeProducing()  # what it writes may be too much again
+        if not (self._waitingForTransport or any(self._dataBuffer)):
+            self._networkProducer.resumeProducing()  # to see that the peer leaves
 
     def requestDone(self, request: Request) -> None:
         self._idle = True
@@ -338,6 +342,7 @@ class Channel(http.HTTPChannel):
             return
         self.setTimeout(limits.confirm if confirms else limits.linger)
         self._networkProducer.unregisterProducer()
+        self._networkProducer.resumeProducing()  # to see its end
         self.transport.loseWriteConnection()
 
     def readConnectionLost(self) -> None:

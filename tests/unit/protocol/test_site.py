@@ -258,6 +258,28 @@ class DeadlineTests(SynchronousTestCase):
             self.transport.peer_reads()
         self.ends_after(LIMITS.reply)
 
+    def test_nothing_more_is_read_from_a_peer_that_does_not_read(self) -> None:
+        self.transport.room = 1000
+        while self.transport.waits <= self.transport.room:
+            self.assertEqual(self.transport.producerState, "producing")
+            self.channel.dataReceived(CONFIG)
+        self.assertEqual(self.transport.producerState, "paused")
+        self.transport.peer_reads()
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_a_request_that_is_held_is_still_seen_to_be_left(self) -> None:
+        self.transport.room = 10
+        self.channel.dataReceived(CONFIG + f"GET /task?{S} HTTP/1.1\r\n\r\n".encode())
+        self.assertEqual(self.transport.producerState, "paused")
+        self.transport.peer_reads()
+        self.assertEqual(self.transport.producerState, "producing")
+
+    def test_a_peer_that_is_refused_before_it_has_read_all(self) -> None:
+        self.transport.room = 10
+        self.channel.dataReceived(CONFIG + b"hello\r\n\r\n")
+        self.assertTrue(self.transport.half_closed)
+        self.assertEqual(self.transport.producerState, "producing")
+
     def test_a_peer_that_does_not_read_the_end(self) -> None:
         self.channel.dataReceived(CONFIG.replace(b"1.1", b"1.0"))
         self.assertEqual(self.transport.ended, "closed")
