@@ -315,6 +315,8 @@ class Channel(http.HTTPChannel):
         self._asked_ahead = any(self._dataBuffer)  # behind a body there is at least an empty piece
 
     def _respondToBadRequestAndDisconnect(self) -> None:
+        if self._closing:
+            return
         if not (self.requests and self.requests[-1].startedWriting):
             self.transport.write(_BAD_REQUEST)
         self._linger = True

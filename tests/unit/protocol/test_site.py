@@ -121,6 +121,7 @@ class HeadTests(SynchronousTestCase):
                 f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: \r\n\r\n",
                 f"POST {failed} HTTP/1.1\r\n{self.ours}Content-Length: {'9' * 5000}\r\n\r\n",
                 f"POST {failed} HTTP/1.1\r\n{self.ours}\r\n",
+                f"GET {ping} HTTP/1.1\r\nno colon\r\n\r\n{'x' * 20000}",
             ]
         ):
             with self.subTest(number):
