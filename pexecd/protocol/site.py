@@ -15,6 +15,7 @@ import re
 import socket
 import struct
 import termios
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,6 +68,8 @@ class Limits:
 #: So many bytes at most are read from a connection in one turn of the reactor. Results of 100 kB
 #: that come ten at a time would take two turns each with Twisted's 64 KiB.
 READ_AT_ONCE = 262144
+#: So many replies at most are kept an eye on, for a peer that always asks ahead.
+MOST_AHEAD = 100
 
 
 @implementer(IHalfCloseableProtocol)
@@ -89,8 +92,9 @@ class Channel(http.HTTPChannel):
         self._lost = False
         self._read_closed = False
         self._held: Deferred[None] | None = None
-        self._undelivered: Callable[[], None] | None = None
-        # The peer asked for more before it could have had that reply.
+        # For replies that may not have arrived; more than one where the peer asks ahead.
+        self._undelivered: deque[Callable[[], None]] = deque(maxlen=MOST_AHEAD)
+        # The peer asked for more before it could have had the last of them.
         self._asked_ahead = False
         self._confirming: IDelayedCall | None = None
         # The head of a reply whose body is about to be written.
@@ -203,7 +207,7 @@ class Channel(http.HTTPChannel):
     def allHeadersReceived(self) -> None:
         self._idle = False
         if not self._asked_ahead:
-            self._undelivered = None  # a peer that asks for more has had its answer
+            self._undelivered.clear()  # a peer that asks for more has had its answer
         self.requests[-1].begin(self._command, self._path, self._version)
         if self.length != 0:
             self.setTimeout(self.site.limits.body)
@@ -311,7 +315,7 @@ class Channel(http.HTTPChannel):
         """
         if not self._tells_loss:
             return
-        self._undelivered = undelivered
+        self._undelivered.append(undelivered)
         self._asked_ahead = any(self._dataBuffer)  # behind a body there is at least an empty piece
 
     def _respondToBadRequestAndDisconnect(self) -> None:
@@ -336,7 +340,7 @@ class Channel(http.HTTPChannel):
             return
         self._closing = True
         limits = self.site.limits
-        confirms = self._read_closed and self._undelivered is not None
+        confirms = self._read_closed and self._undelivered
         lingers = self._linger and not self._read_closed
         if self.isSecure() or not (confirms or lingers):
             self.setTimeout(limits.reply)
@@ -373,20 +377,21 @@ class Channel(http.HTTPChannel):
         elif _unacknowledged(handle):
             self._confirming = self.callLater(_CONFIRM_EVERY, self._confirm)
         else:
-            self._undelivered = None
+            self._undelivered.clear()
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         self.site.connected.discard(self)
-        undelivered, self._undelivered = self._undelivered, None
         if self._confirming is not None:
             self._confirming.cancel()
         self.stopProducing()  # the transport forgot who still writes when it was to close
         super().connectionLost(reason)
         self._stop_timer()
-        if undelivered is not None and not reason.check(ConnectionDone):
-            undelivered()
+        if not reason.check(ConnectionDone):
+            for undelivered in self._undelivered:
+                undelivered()
+        self._undelivered.clear()
 
 
 #: The head of a request as our clients write it, read with one look instead of line by line.

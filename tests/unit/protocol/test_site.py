@@ -328,6 +328,15 @@ class DeadlineTests(SynchronousTestCase):
         self.channel.connectionLost(Failure(ConnectionAborted()))
         self.assertEqual(self.session.lost, [10016])
 
+    def test_two_tasks_that_were_asked_for_at_once_and_nobody_acknowledges(self) -> None:
+        self.channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode() * 2)
+        for number in range(2):
+            self.session.asks[number].callback(
+                TaskMessage(10016 + number, 60, "true", (), (ResultFile("output", "stdout"),))
+            )
+        self.channel.connectionLost(Failure(ConnectionAborted()))
+        self.assertEqual(self.session.lost, [10016, 10017])
+
     def test_a_task_on_a_tunnel_that_breaks(self) -> None:
         channel = ProtocolSite(FakeDirectory(self.session), self.clock, LIMITS).buildProtocol(None)
         assert isinstance(channel, Channel)
