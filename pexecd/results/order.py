@@ -198,6 +198,8 @@ class ByCompletion:
     def __init__(self, settled: Settled) -> None:
         self._settled = settled
         self._waiting: deque[int] = deque()
+        #: They are in the output, and run again: their results were gone at the start.
+        self._inside: set[int] = set()
         self.count = 0
         for task in range(1, len(settled) + 1):
             self.settled(task)
@@ -205,6 +207,7 @@ class ByCompletion:
     def restore(self, record: Collected) -> None:
         inside = set(record.tasks)
         self._waiting = deque(task for task in self._waiting if task not in inside)
+        self._inside = {task for task in inside if self._settled.ticket(task) is None}
         self.count = len(inside)
 
     @staticmethod
@@ -214,7 +217,7 @@ class ByCompletion:
         return record._replace(upto=0, tasks=given, anew=True)
 
     def settled(self, task: int) -> None:
-        if self._settled.ticket(task) is not None:
+        if task not in self._inside and self._settled.ticket(task) is not None:
             self._waiting.append(task)
 
     def take(self, most: int = TOGETHER) -> Batch | None:

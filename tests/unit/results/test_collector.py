@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 from zope.interface.verify import verifyObject
 
-from pexecd.core.effects import TaskDone, TaskFailed
+from pexecd.core.effects import TaskDone, TaskFailed, TaskReopened
 from pexecd.jobs.values import CollectKind, CollectRule, Job
-from pexecd.ports import CollectReport, ICollector, JournalRecord, ResultKept
+from pexecd.ports import CollectReport, ICollector, JournalRecord, ResultDropped, ResultKept
 from pexecd.results import outputs
 from pexecd.results.collector import GATHERED, Collector
 from pexecd.store import Journal, Spool
@@ -190,6 +190,23 @@ def test_by_completion_it_is_as_they_come(tmp_path: Path, pump: Pump) -> None:
     scene.done(5)
     assert scene.finish().collected == 4
     assert scene.out.read_text() == expected(7, 2, 1, 5)
+    scene.stop()
+
+
+@pytest.mark.parametrize("by_completion", [False, True])
+def test_a_task_whose_result_was_gone_runs_again_and_is_in_the_file_once(
+    tmp_path: Path, pump: Pump, by_completion: bool
+) -> None:
+    scene = Scene(tmp_path, pump, **rules(tmp_path, by_completion=by_completion))
+    for task in (1, 2, 3):
+        scene.done(task)
+    scene.finish()
+    pump.wait(scene.journal.append([ResultDropped(10002), TaskReopened(2, 10004)]))
+    scene = scene.again(**rules(tmp_path, by_completion=by_completion))
+    scene.done(4)
+    scene.done(2)
+    assert scene.finish().collected == 4
+    assert scene.out.read_text() == expected(1, 2, 3, 4)
     scene.stop()
 
 
