@@ -228,8 +228,8 @@ class FileOutput(Output):
 
     async def _end(self) -> bool:
         """What can be done only now; False when the file must be made anew first."""
-        if isinstance(self.order, ByParameters) and self.order.stale:
-            await self._write_anew()
+        if isinstance(self.order, ByParameters) and self.order.stale and not await self._anew():
+            return False
         mark = await self._append(self._rule.path, self._mark, [])
         self._behind = 0
         for tasks in self.order.tail(self._together):
@@ -267,14 +267,20 @@ class FileOutput(Output):
         self.order = self._order_of(self._settled)
         self.cut = self.unreadable = 0
 
-    async def _write_anew(self) -> None:
-        """A task was done after others had passed it: the file is made a second time."""
+    async def _anew(self) -> bool:
+        """A task was done after others had passed it: the file is made a second time.
+
+        False: what was made of it was lost.
+        """
         temporary = self._rule.path.with_name(self._rule.path.name + ".part")
         order = ByParameters(self._settled)
         mark = Mark()
         self.cut = self.unreadable = 0
         while (batch := order.take(self._together)) is not None:
-            mark = await self._append(temporary, mark, batch.tasks) or Mark()
+            after = await self._append(temporary, mark, batch.tasks)
+            if after is None:
+                return False
+            mark = after
             order.commit(batch)
         cut, unreadable = self.cut, self.unreadable
         # Between rename and commit the journal must not vouch for the old file's length.
@@ -285,6 +291,7 @@ class FileOutput(Output):
         self._mark, self._new, self.order = mark, False, order
         order.look_again()
         self.cut, self.unreadable = cut, unreadable
+        return True
 
 
 class FunctionOutput(Output):

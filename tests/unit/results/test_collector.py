@@ -351,6 +351,28 @@ def test_a_file_that_somebody_edits_while_we_work_is_made_anew(scene: Scene, con
     assert scene.out.read_text() == expected(1, 2, 3)
 
 
+def test_a_new_file_that_somebody_deletes_before_it_is_whole(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene.collector._files[0], "_together", 2)
+    monkeypatch.setattr(outputs, "TOGETHER", 2)
+    scene.failed(1)
+    for task in range(2, 9):
+        scene.done(task)
+    scene.finish()
+    scene.done(1)
+    results, part = scene.journal.results, scene.out.with_name("results.part")
+
+    def deleting(tickets: Sequence[int]) -> Any:
+        if 10003 in tickets:
+            part.unlink(missing_ok=True)
+        return results(tickets)
+
+    monkeypatch.setattr(scene.journal, "results", deleting)
+    assert scene.finish().collected == 8
+    assert scene.out.read_text() == expected(*range(1, 9))
+
+
 def test_another_rule_makes_the_file_anew(scene: Scene, tmp_path: Path) -> None:
     scene.done(1)
     scene.done(2)
