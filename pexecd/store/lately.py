@@ -66,6 +66,7 @@ class Lately:
             elif type(record) is TicketEnded:
                 if ticket := new.get(record.ticket) or old.get(record.ticket):
                     ticket.ended, ticket.last = record, append
+                    size += len(record.stderr) + len(record.reason)
             elif type(record) is ResultKept:
                 if ticket := new.get(record.ticket) or old.get(record.ticket):
                     ticket.results, ticket.last = record.results, append

@@ -139,3 +139,13 @@ def test_memory_is_bounded() -> None:
     assert 60 < len(held) < 140
     assert lines == list(range(lines[0], 20000))
     assert 60 < len(lines) < 140
+
+
+def test_what_workers_said_before_they_failed_counts_too() -> None:
+    lately = Lately(most=100_000)
+    for ticket in range(10000, 10200):
+        end = TicketEnded(ticket, 1, End.FAILED, "why", 3, stderr=b"1" * 1000)
+        write(lately, given(ticket), end)
+    held = [ticket for ticket in range(10000, 10200) if lately.results([ticket]) is not None]
+    assert held == list(range(held[0], 10200))
+    assert 60 < len(held) < 140
