@@ -36,8 +36,8 @@ INLINE = 16 * 1024
 PIECE = 256 * 1024
 #: So many files are made durable at the same time: a slow disk takes as long for all as for one.
 SYNCED_AT_ONCE = 16
-#: A disk is slow that takes longer for a file. A quick one is asked for one after the other: to hand
-#: each to a thread would take as long.
+#: A disk is slow that takes longer for a file. A quick one is asked for one after the other: to
+#: hand each to a thread would take as long.
 SLOW: Seconds = 0.002
 #: When so many bytes of an upload wait for the disk, its peer is to pause.
 MOST_WAITING = 1024 * 1024

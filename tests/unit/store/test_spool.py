@@ -154,7 +154,7 @@ def test_an_aborted_upload_leaves_nothing(tmp_path: Path, pump: Pump, moment: st
 
 
 def test_where_not_all_have_room_none_is_stored(
-    tmp_path: Path, pump: Pump, largest_file: Limit
+    tmp_path: Path, pump: Pump, largest_file: Limit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool(tmp_path / "spool", pump)
     with largest_file(PIECE * 3 // 2):
@@ -163,6 +163,7 @@ def test_where_not_all_have_room_none_is_stored(
             pump.wait(stored)
     assert files(tmp_path) == []
     pump.wait(spool.close())
+    monkeypatch.setattr("pexecd.store.spool.SLOW", -1.0)
     with pytest.raises(JournalError, match="shutdown"):
         pump.wait(spool.store({10000: {"a": LARGE}, 10001: {"a": LARGE}}))
     assert files(tmp_path) == []
