@@ -139,7 +139,12 @@ class Spool:
             sync(self._folder)
         except (OSError, RuntimeError) as error:  # the latter: it was closed meanwhile
             named = [Path(name) for path in files for name in (path + _UNFINISHED, path)]
-            _dispose([*files.values(), *named])
+            rubbish: list[Path | FileIO] = [*files.values(), *named]
+            try:
+                _dispose(rubbish)
+            except OSError:  # a disk that became read-only, say
+                for one in rubbish:
+                    self._reactor.callFromThread(self._rubbish.add, one)
             words = error.strerror if isinstance(error, OSError) else error
             raise JournalError(f"{self._folder}: {words}") from None
         for file in files.values():

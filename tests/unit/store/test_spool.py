@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -166,6 +167,24 @@ def test_where_not_all_have_room_none_is_stored(
     monkeypatch.setattr("pexecd.store.spool.SLOW", -1.0)
     with pytest.raises(JournalError, match="shutdown"):
         pump.wait(spool.store({10000: {"a": LARGE}, 10001: {"a": LARGE}}))
+    assert files(tmp_path) == []
+
+
+def test_where_nothing_can_be_deleted_either_who_waits_is_told(
+    tmp_path: Path, pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "spool", pump)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", fail)
+        broken.setattr(Path, "unlink", fail)
+        with pytest.raises(JournalError, match="spool: Read-only file system"):
+            pump.wait(spool.store({10000: {"a": LARGE}, 10001: {"a": LARGE}}))
+        assert len(files(tmp_path)) == 2
+    pump.wait(spool.close())
     assert files(tmp_path) == []
 
 
