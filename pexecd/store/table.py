@@ -50,9 +50,9 @@ _CALLS = """
 CREATE TEMP TABLE calls AS
     SELECT id, task FROM collected_tasks JOIN collected USING (id) WHERE rule = 'completion'
     UNION ALL
-    SELECT id, task FROM collected JOIN settled ON task BETWEEN 1 AND upto AND ticket IS NOT NULL
+    SELECT id, number FROM collected JOIN tasks ON number BETWEEN 1 AND upto
     WHERE rule = 'parameters'
-        AND (id, task) NOT IN (SELECT id, task FROM collected_tasks)
+        AND (id, number) NOT IN (SELECT id, task FROM collected_tasks)
 """
 
 _RESTORE_CALLS = """

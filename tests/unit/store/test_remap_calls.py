@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pexecd.core.effects import TaskDone, TicketEnded, TicketGiven
+from pexecd.core.effects import TaskDone, TaskReopened, TicketEnded, TicketGiven
 from pexecd.core.values import End
-from pexecd.ports import Collected, JournalRecord, ResultKept, StoredResult
+from pexecd.ports import Collected, JournalRecord, ResultDropped, ResultKept, StoredResult
 from pexecd.store.journal import Journal
 from tests.pump import Pump
 
@@ -60,6 +60,16 @@ def test_what_was_given_by_parameters(
     assert set(collected) == {FUNCTION}
     progress = collected[FUNCTION]
     assert set(range(1, progress.upto + 1)) - set(progress.tasks) == called
+
+
+def test_a_task_whose_result_was_gone_had_its_call(journal: Journal, pump: Pump) -> None:
+    journal.load(lines("abcd"), {})
+    pump.wait(journal.append([record for task in (1, 2, 3) for record in done(task)]))
+    pump.wait(journal.append([Collected(FUNCTION, 0, 3, rule="parameters")]))
+    pump.wait(journal.append([ResultDropped(10001), TaskReopened(2, 10003)]))
+    journal.remap(lines("xabcd"), {})
+    progress = journal.recovery().collected()[FUNCTION]
+    assert (progress.upto, progress.tasks) == (4, (1,))
 
 
 @pytest.mark.parametrize(("after", "called"), [("abcdef", {1, 4}), ("dxa", {1, 3}), ("bf", set())])
