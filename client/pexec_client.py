@@ -2648,9 +2648,12 @@ class Exchange:
     def part(self):
         """The client is stopped: tell what there is, without asking for more."""
         self._parting = True
-        self._give_back(len(self._engine.waiting))
         self._client.loop.cancel(self._pause)
         self._pause = None
+        self._tell_last()
+
+    def _tell_last(self):
+        self._give_back(len(self._engine.waiting))
         self.consider()
 
     def busy(self):
@@ -2814,11 +2817,12 @@ class Exchange:
         # those that came whole are good, even where the rest was cut off
         client.take(reader.tasks)
         if self._parting:
-            self.part()
+            self._tell_last()
 
     def _go_on(self):
         self._pause = None
         self._client.go_on()
+        self.consider()  # also where the client does so no more
 
 
 # --- the client ---------------------------------------------------------------------------

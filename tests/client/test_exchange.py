@@ -280,6 +280,20 @@ def test_a_stopped_client_gives_back_what_waits(hosts: Hosts, master: Master) ->
     assert not hosts.dir.exists()
 
 
+def test_a_stopped_client_asks_no_more_often_than_the_server_wants(
+    hosts: Hosts, master: Master
+) -> None:
+    master.add(Task(10000, SLEEP))
+    client = hosts.start()
+    until(lambda: running(hosts))
+    with master.changed:
+        master.answers["/exchange"] = [(503, "60")] * 10_000
+    client.send_signal(signal.SIGTERM)
+
+    assert client.wait(10) == 128 + signal.SIGTERM
+    assert master.count("/exchange") == 2  # that which brought the task, and the last one
+
+
 def test_folders_are_used_again_only_when_they_are_as_they_were(
     hosts: Hosts, master: Master
 ) -> None:
