@@ -2658,7 +2658,8 @@ class Exchange:
 
     def busy(self):
         """Is there something under way that the client's end should wait for?"""
-        return bool(self._call or self._parting and (self.outbox or self._back))
+        last = self.outbox or self._back or self._engine.waiting
+        return bool(self._call or self._parting and last)
 
     def consider(self):
         """Send it, or see to it that this is asked again when it may be time."""

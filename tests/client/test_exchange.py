@@ -280,6 +280,20 @@ def test_a_stopped_client_gives_back_what_waits(hosts: Hosts, master: Master) ->
     assert not hosts.dir.exists()
 
 
+def test_a_stopped_client_gives_back_what_comes_afterwards(hosts: Hosts, master: Master) -> None:
+    master.exchange_may_go.clear()
+    master.add(Task(10000, "echo a"))
+    client = hosts.start()
+    master.wait(lambda: master.exchanges)
+    client.send_signal(signal.SIGTERM)
+    until(lambda: "stopped by signal" in hosts.log())
+    master.exchange_may_go.set()
+
+    assert client.wait(10) == 128 + signal.SIGTERM
+    assert master.heard("back") == [10000]
+    assert not hosts.dir.exists()
+
+
 def test_a_stopped_client_asks_no_more_often_than_the_server_wants(
     hosts: Hosts, master: Master
 ) -> None:
