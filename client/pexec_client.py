@@ -2621,6 +2621,7 @@ class Exchange:
         self._back = []  # tickets to give back
         self._ping_due = False
         self._parting = False  # the last ones, whatever they are
+        self._gone = False  # the server has none any more
         self._ahead = 0  # tasks that should wait here, as learned
         self._finished = 0  # workers that had ended when the last one was sent
         self._dry = False  # slots stood idle until the last answer came
@@ -2663,7 +2664,9 @@ class Exchange:
 
     def consider(self):
         """Send it, or see to it that this is asked again when it may be time."""
-        if self._call or self._pause or not (self._client.lives() or self._parting):
+        if self._call or self._pause or self._gone:
+            return
+        if not (self._client.lives() or self._parting):
             return
         now = time.monotonic()
         waiting = self._engine.waiting
@@ -2812,7 +2815,8 @@ class Exchange:
             for outcome in carried:
                 client.post(outcome)
             if response.status in (404, 405):
-                client.no_exchange()  # another version of the server
+                self._gone = True  # another version of the server
+                client.no_exchange()
             else:
                 self._pause = client.loop.later(next(self._backoff), self._go_on)
         # those that came whole are good, even where the rest was cut off

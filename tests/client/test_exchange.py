@@ -241,6 +241,31 @@ def test_what_the_server_does_not_take_together_goes_one_by_one(
     assert master.count("/complete") + master.count("/failed") > 0
 
 
+def test_a_server_without_exchange_is_asked_for_none_by_what_was_left_of_it(
+    hosts: Hosts, master: Master
+) -> None:
+    """A task is to be given back when the server has none any more, and a worker takes its time."""
+    master.exchange_may_go.clear()
+    master.share = 1
+    stubborn = "/bin/sh -c 'trap \"\" TERM; while :; do sleep 1; done'"
+    master.add(Task(10000, stubborn), Task(10001, "echo a"))
+    client = hosts.start(Slots="2")
+    master.wait(lambda: len(master.exchanges) == 1)
+    master.exchange_may_go.set()
+    master.exchange_may_go.clear()
+    master.wait(lambda: len(master.exchanges) == 2)
+    until(lambda: running(hosts, "/bin/sh -c trap"))
+    client.send_signal(signal.SIGTERM)
+    until(lambda: "stopped by signal" in hosts.log())
+    with master.changed:
+        master.answers["/exchange"] = [(404, None)] * 100
+    master.exchange_may_go.set()
+
+    assert client.wait(10) == 128 + signal.SIGTERM
+    assert hosts.gone()
+    assert not hosts.dir.exists()
+
+
 def test_a_client_killed_in_the_middle_loses_nothing_for_good(hosts: Hosts, master: Master) -> None:
     """What it had not told, the server gives out again under new tickets."""
     master.add(*(Task(10000 + n, f"/bin/echo {n}") for n in range(300)))
