@@ -3289,11 +3289,16 @@ class Client:
         new = [each for each in new if each.lasting and not each.kept]
         if not new:
             return
+        path = os.path.join(self._place, UNSENT)
+        end = None
         try:
-            with open(os.path.join(self._place, UNSENT), "ab") as file:
+            with open(path, "ab") as file:
+                end = file.tell()
                 file.writelines(piece for outcome in new for piece in outcome.entry())
         except OSError as error:
             log("cannot record %d tickets: %s", len(new), error)
+            if end is not None:
+                quietly(os.truncate, path, end)  # behind half an entry nobody would find another
             return
         self._unsent += len(new)
         for outcome in new:

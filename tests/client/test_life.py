@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -360,6 +361,40 @@ def test_the_next_client_posts_what_a_killed_one_had(
     assert master.failed[10001]["Exit"] == "1"
     assert master.tails[10001] == b"why\n"
     assert master.text(10002) == "small\n"
+    assert not hosts.dir.exists()
+
+
+def test_what_a_full_disk_cut_off_hides_nothing_that_is_kept_later(
+    hosts: Hosts, master: Master
+) -> None:
+    go = "until test -e {0}/{1}; do sleep 0.02; done"
+    first, second = (go.format(hosts.home, name) for name in ("first", "second"))
+    master.add(
+        Task(10000, f"/bin/sh -c '{first}; head -c 9000 /dev/zero'"),
+        Task(10001, f"/bin/sh -c '{second}; echo small'"),
+    )
+    client = hosts.start(Slots="2")
+    until(lambda: running(hosts, "/bin/sh -c until") == 2)
+    with master.changed:
+        master.answers["/exchange"] = [(503, "60")]
+    limit = resource.prlimit(client.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(client.pid, resource.RLIMIT_FSIZE, (2000, limit[1]))  # as good as a full disk
+    (hosts.home / "first").touch()
+    until(lambda: "cannot record 1 tickets" in hosts.log())
+    resource.prlimit(client.pid, resource.RLIMIT_FSIZE, limit)
+    (hosts.home / "second").touch()
+    (place,) = hosts.places()
+    until(lambda: b"small" in (data := (place / "unsent").read_bytes()) and len(data) > 9000)
+    client.kill()
+    client.wait()
+    with master.changed:
+        master.live.clear()
+        master.answers.clear()
+
+    assert hosts.run() == 0
+
+    assert master.completed[10000]["output"].size == 9000
+    assert master.text(10001) == "small\n"
     assert not hosts.dir.exists()
 
 
