@@ -3060,11 +3060,14 @@ class Client:
         """Take over what another did not get confirmed: first into our file, then out of theirs."""
         try:
             with open(path, "rb") as file:
-                outcomes = read_entries(file.read())
-            self.keep_unsent(outcomes)
-            os.unlink(path)
+                found = {outcome.ticket: outcome for outcome in read_entries(file.read())}
         except FileNotFoundError:
             return
+        # one that was killed just here has left the same in two files
+        outcomes = [found[ticket] for ticket in found if ticket not in self._tickets]
+        self.keep_unsent(outcomes)
+        if all(outcome.kept for outcome in outcomes):
+            os.unlink(path)
         for outcome in outcomes:
             self._tickets.add(outcome.ticket)
             self._tell(outcome)
@@ -3414,7 +3417,9 @@ class Client:
         waiting = {
             os.path.basename(record.base) for record in self.large() if record.folder == place
         }
-        if place == self._place and self._unsent:
+        # another's is still there where it could not be taken over
+        there = os.path.exists(os.path.join(place, UNSENT))
+        if self._unsent if place == self._place else there:
             waiting.add(UNSENT)
         if not waiting:
             remove_tree(place)

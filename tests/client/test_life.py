@@ -398,6 +398,66 @@ def test_what_a_full_disk_cut_off_hides_nothing_that_is_kept_later(
     assert not hosts.dir.exists()
 
 
+def test_what_cannot_be_taken_over_stays_where_it_is(hosts: Hosts, master: Master) -> None:
+    master.answers["/exchange"] = []
+    wait = f"until test -e {hosts.home}/go; do sleep 0.02; done"
+    master.add(Task(10000, f"/bin/sh -c '{wait}; head -c 60000 /dev/zero'"))
+    client = hosts.start()
+    until(lambda: running(hosts, "/bin/sh -c until"))
+    with master.changed:
+        master.answers["/exchange"] = [(503, "60")] * 2
+    (hosts.home / "go").touch()
+    (place,) = hosts.places()
+    until(lambda: (place / "unsent").exists() and (place / "unsent").stat().st_size > 60000)
+    client.kill()
+    client.wait()
+    with master.changed:
+        master.live.clear()
+        master.answers["/config"] = [(503, "1")]
+    second = hosts.start()
+    master.wait(lambda: master.count("/config") == 2)
+    resource.prlimit(second.pid, resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+    until(lambda: "cannot record 1 tickets" in hosts.log())
+    second.kill()
+    second.wait()
+    with master.changed:
+        master.answers.clear()
+
+    assert hosts.run() == 0
+
+    assert master.completed[10000]["output"].size == 60000
+    assert not hosts.dir.exists()
+
+
+@BOTH
+def test_what_two_clients_have_kept_is_posted_once(
+    hosts: Hosts, master: Master, exchange: bool
+) -> None:
+    """One takes over what another has kept, and is killed before it is out of the other's file."""
+    master.add(Task(10000, f"/bin/sh -c 'until test -e {hosts.home}/go; do sleep 0.02; done'"))
+    client = hosts.start()
+    until(lambda: running(hosts, "/bin/sh -c until"))
+    path = "/exchange" if exchange else "/complete"
+    with master.changed:
+        master.answers[path] = [(503, "60")]
+    (hosts.home / "go").touch()
+    (place,) = hosts.places()
+    until(lambda: (place / "unsent").exists())
+    client.kill()
+    client.wait()
+    assert hosts.gone()
+    shutil.copytree(place, f"{place}0")
+    with master.changed:
+        master.live.clear()
+        master.answers.clear()
+
+    assert hosts.run() == 0
+
+    told = master.heard("complete") if exchange else [10000] * (master.count(path) - 1)
+    assert told == [10000]
+    assert not hosts.dir.exists()
+
+
 @BOTH
 def test_a_refused_session_leaves_nothing_of_earlier_clients(
     hosts: Hosts, master: Master, exchange: bool
