@@ -2325,6 +2325,7 @@ class Engine:
     def _look(self):
         """Watch the pipes of those that run for longer; stop those whose time is up."""
         self._look_at = self._timer = None
+        self.reap()  # we may be late, and who has ended was not
         now = time.monotonic()
         soonest = None
         for run in self.runs.values():

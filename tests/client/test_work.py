@@ -283,6 +283,26 @@ def test_a_hanging_worker_is_stopped_with_its_children(hosts: Hosts, master: Mas
     assert hosts.gone()
 
 
+def test_a_worker_that_ended_in_time_did_so_also_where_it_is_seen_late(
+    hosts: Hosts, master: Master
+) -> None:
+    go = hosts.home / "go"
+    command = f"/bin/sh -c 'until test -e {go}; do sleep 0.02; done; echo ended'"
+    master.add(Task(10000, command, timeout=2))
+    client = hosts.start()
+    until(lambda: any(line.startswith("/bin/sh -c until") for line in hosts.processes().values()))
+    client.send_signal(signal.SIGSTOP)
+    go.touch()
+    # a zombie has no variables any more; the guard has, and the client
+    until(lambda: len(hosts.processes()) == 2)
+    time.sleep(2)  # the passing of time is what is tested
+    client.send_signal(signal.SIGCONT)
+
+    assert client.wait(10) == 0
+    assert not master.failed
+    assert master.text(10000) == "ended\n"
+
+
 def test_a_hanging_worker_is_stopped_with_other_groups(hosts: Hosts, master: Master) -> None:
     """``timeout``, shells with job control and some MPIs make process groups of their own."""
     master.more = True
