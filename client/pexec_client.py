@@ -396,7 +396,10 @@ class Pinned:
         self.fileno = self._sock.fileno
 
     def close(self):
-        quietly(self._sock.unwrap)  # says so, without waiting for an answer
+        try:
+            self._sock.unwrap()  # says so, without waiting for an answer
+        except (OSError, ValueError):
+            pass  # ValueError: it had not begun
         self._sock.close()
 
     def shake_hands(self, pin):
@@ -727,10 +730,13 @@ class Request:
     def _secure(self, pin):
         """Nothing is said before it is known who listens."""
         self._loop.watch(self._sock, 0)
+        sock, self._sock = self._sock, None
         try:
-            self._sock = Pinned(self._sock)
+            self._sock = Pinned(sock)
         except ImportError as error:
             raise OSError(errno.ENOSYS, "this Python has no TLS: %s" % error) from error
+        finally:
+            sock.close()  # what it was is Pinned's now, unless that failed
         mask = self._sock.shake_hands(pin)
         while mask:
             yield from self._wait(mask, CONNECT_LIMIT)

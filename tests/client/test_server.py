@@ -8,14 +8,16 @@ import os
 import select
 import socket
 import ssl
+import struct
 import threading
 from pathlib import Path
 
 import pytest
 
 from pexecd.store.certificate import Certificate
-from tests.client.conftest import Hosts
+from tests.client.conftest import CLIENT, Hosts
 from tests.client.master import SESSION, Master, Task
+from tests.client.test_work import until
 
 #: More than any buffer on the way.
 LARGE = 3 * 1024 * 1024
@@ -142,6 +144,28 @@ def test_nothing_is_said_to_one_who_speaks_no_tls(hosts: Hosts, master: Master) 
     gate.close()
     assert SESSION.encode() not in gate.heard
     assert master.requests == []
+
+
+def test_a_connection_that_is_cut_before_tls_begins_is_one_of_many(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """A client that has just begun loads TLS when it is connected, which takes its time."""
+    here, go = tmp_path / "here", tmp_path / "go"
+    wait = f'open("{here}", "w").close()\n        while not os.path.exists("{go}"): time.sleep(0.01)'
+    slow = tmp_path / "client.py"
+    slow.write_text(CLIENT.read_text().replace("import ssl  #", f"{wait}\n        import ssl  #"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        server = f"https://127.0.0.1:{listener.getsockname()[1]}#{'0' * 64}"
+        client = hosts.start(client=slow, Server=server, StartLimit="2")
+        peer, _ = listener.accept()
+        until(here.exists)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        go.touch()
+        listener.accept()[0].close()  # it tries again
+
+        assert client.wait(10) == 64
 
 
 def test_by_a_socket(hosts: Hosts, master: Master, private: Path) -> None:
