@@ -129,6 +129,7 @@ STOP_GRACE = 2.0  # seconds from TERM to KILL, and for last reports
 CONNECT_LIMIT = 10.0  # seconds for one address
 ANSWER_LIMIT = 60.0  # seconds without a byte in either direction
 STORE_LIMIT = 180.0  # the same for uploads: the server may have a slow disk
+AFTERWARDS = 60.0  # seconds of silence that are borne when no task is left and none runs
 HOLD = 30.0  # seconds for which the server may hold GET /task open
 LOCK_RENEW = 5.0  # seconds between renewals of .lock
 LOCK_STALE = 30.0  # seconds of the waiter's clock until an unrenewed .lock is broken
@@ -2912,7 +2913,11 @@ class Client:
                 self.loop.cancel(self._silent)
                 self._silent = None
             elif self._silent is None:
-                self._silent = self.loop.later(self._patience, self._lose_patience)
+                patience = self._patience
+                if self._no_more and not self._engine.runs:
+                    # the run may be over; what is not confirmed then is the next client's
+                    patience = min(patience, AFTERWARDS)
+                self._silent = self.loop.later(patience, self._lose_patience, patience)
             if response.status == 403:
                 self.end(EXIT_REFUSED, "the server refuses the session")
             else:
@@ -2920,9 +2925,9 @@ class Client:
 
         return self.http.send(method, target, answered, make_body, sink, limit)
 
-    def _lose_patience(self):
+    def _lose_patience(self, seconds):
         text = "no answer from %s for %g s: %s"
-        self.end(EXIT_UNREACHABLE, text % (self.settings.server, self._patience, self._problem))
+        self.end(EXIT_UNREACHABLE, text % (self.settings.server, seconds, self._problem))
 
     # the beginning
 
@@ -3386,7 +3391,8 @@ class Client:
             self.loop.on_signal(number, self.stopped)
         self._introduce(None)
         # a little later than what knows the reason, where there is no answer at all
-        self._silent = self.loop.later(self._patience + 0.1, self._lose_patience)
+        patience = self._patience
+        self._silent = self.loop.later(patience + 0.1, self._lose_patience, patience)
         self.begin()
         self.loop.run()
         self.http.close()

@@ -271,6 +271,32 @@ def test_patience_ends_and_the_next_client_posts(hosts: Hosts, master: Master) -
     assert not hosts.dir.exists()
 
 
+def test_after_the_last_task_a_server_that_is_gone_is_not_waited_for(
+    hosts: Hosts, master: Master, tmp_path: Path
+) -> None:
+    """The run may have ended amid an upload, which a copy elsewhere had made needless."""
+    quick = tmp_path / "client.py"
+    quick.write_text(CLIENT.read_text().replace("AFTERWARDS = 60.0", "AFTERWARDS = 0.5"))
+    master.answers["/complete"] = [(503, "1")] * 9
+    master.answers["/task"] = [(503, None)]
+    master.add(Task(10000, "head -c 200000 /dev/zero"))
+    client = hosts.start(client=quick)
+    master.wait(lambda: master.count("/task"))
+    told = master.count("/complete")
+    master.wait(lambda: master.count("/complete") >= told + 2)  # it has read that answer by now
+    master.stop()
+    master.answers.clear()
+
+    assert client.wait(10) == 64
+    (place,) = hosts.places()
+    assert list(place.glob("*.json"))
+
+    master.start()
+    assert hosts.run() == 0
+    assert master.completed[10000]["output"].size == 200_000
+    assert not hosts.dir.exists()
+
+
 # --- kill -9 -----------------------------------------------------------------------------------
 
 
