@@ -91,6 +91,7 @@ class HostError(PexecdError):
         said: the peer's own words, in one line; empty if there were none.
         retry: whether trying again later can help.
         least_pause: how long to wait at least before trying again (seconds).
+        busy: it may well work then, for the host was too busy, and nothing else.
         advice: what a person can do about it; part of the message.
         what: what happened, without the peer's words and advice.
         gate: the jump host where it happened; empty: at the host itself.
@@ -98,6 +99,7 @@ class HostError(PexecdError):
 
     retry = True
     least_pause: Seconds = 0.0
+    busy = False
     advice = ""
 
     def __init__(self, host: str, stage: str, reason: str, said: str = "") -> None:

@@ -149,7 +149,7 @@ class Probe:
             try:
                 return await self._connector.connect(host)
             except HostError as error:
-                if not error.retry or not error.least_pause:
+                if not error.busy:
                     raise
                 await deferLater(self._clock, error.least_pause * (0.5 + self._jitter()))
         return await self._connector.connect(host)

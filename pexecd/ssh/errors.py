@@ -53,6 +53,7 @@ class ThrottledError(HostError):
     """The SSH server turns connections away for a while."""
 
     least_pause = 20.0
+    busy = True
     advice = "it will be tried again later; see MaxStartups and PerSourcePenalties in sshd_config"
 
 

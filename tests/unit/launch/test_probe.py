@@ -24,6 +24,11 @@ SUM = ClientProgram.read(client_file()).sha256
 
 class Busy(HostError):
     least_pause = 20.0
+    busy = True
+
+
+class LetsNobodyIn(HostError):
+    least_pause = 60.0
 
 
 def facts(**more: Any) -> dict[str, Any]:
@@ -103,6 +108,11 @@ class TestProbe(SynchronousTestCase):
         (finding,) = self.successResultOf(running)
         self.assertEqual((finding.status, finding.reason), ("unusable", "busy"))
         self.assertEqual(self.answers, {"a": []})
+
+    def test_one_that_only_a_person_can_mend_is_named_at_once(self) -> None:
+        self.answers = {"a": [LetsNobodyIn("a", "authenticate", "no key was accepted")]}
+        (finding,) = self.successResultOf(self.probe(HostSpec("a", "a")))
+        self.assertEqual((finding.status, finding.reason), ("unusable", "no key was accepted"))
 
     def test_stopped(self) -> None:
         waiting: Deferred[Any] = Deferred()
