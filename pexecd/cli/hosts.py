@@ -37,7 +37,7 @@ def try_hosts(job: Job) -> list[Finding]:
     Runs the reactor, which can be done once in a process.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; nothing is left on the hosts.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is left on the hosts.
     """
     from twisted.internet import reactor as installed  # noqa: PLC0415
 
@@ -57,7 +57,8 @@ def try_hosts(job: Job) -> list[Finding]:
         reactor.callFromThread(probe.stop)
 
     def begin() -> None:
-        signal.signal(signal.SIGINT, caught)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, caught)
         running = Deferred.fromCoroutine(probe.run())
         running.addCallbacks(findings.extend, problems.append)
         running.addBoth(lambda _: reactor.stop())

@@ -163,7 +163,10 @@ def test_mistakes_come_first(tmp_path: Path, lab: Lab) -> None:
     assert "lab.hosts:1: 'many' slots" in check(job, expect=2)
 
 
-def test_interrupted_nothing_is_left_on_those_that_answered(tmp_path: Path, lab: Lab) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_nothing_is_left_on_those_that_answered(
+    tmp_path: Path, lab: Lab, number: signal.Signals
+) -> None:
     host = lab.sshd("127.0.0.82")
     with socket.create_server(("127.0.0.89", 0)) as silent:  # it never says a word
         lines = [host.address, f"127.0.0.89:{silent.getsockname()[1]}"]
@@ -171,7 +174,7 @@ def test_interrupted_nothing_is_left_on_those_that_answered(tmp_path: Path, lab:
         process = job.start(*PEXECD, "check", "job.ini", "--hosts")
         folder = host.home / ".cache" / "pexecd"
         wait_until(lambda: folder.is_dir() and os.listdir(folder))
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         assert "interrupted" in job.finish(process, 130)
     assert left_by_us(host.home) == []
 
