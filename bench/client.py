@@ -27,7 +27,8 @@ from urllib.parse import parse_qs, urlsplit
 
 CLIENT = Path(__file__).resolve().parents[1] / "client" / "pexec_client.py"
 CONFIG = (
-    b"Ping=10\nClient=c\nPatience=60\nSession=bench\nNice=10\nExchange=/exchange\nExchangeMost=1048576\n"
+    b"Ping=10\nClient=c\nPatience=60\nSession=bench\nNice=10\n"
+    b"Exchange=/exchange\nExchangeMost=1048576\n"
 )
 #: Seconds that a master takes to start. A Linux that has just seen the client busy with its own
 #: start may put worker after worker on one processor, and leave the other one idle.

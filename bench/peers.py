@@ -11,8 +11,8 @@ what a kill -9 costs, is bench/crash.py.)
 
 A peer that is not installed is left out with a word. Every result is checked in every round. All
 times are from the command to its end, pexecd's start-up included; the start-up of frameworks (dask,
-hyperqueue), and of pexecd in W3, which is about full slots, is taken off and shown apart. Slow peers
-get a fifth of the tasks, over SSH a twentieth.
+hyperqueue), and of pexecd in W3, which is about full slots, is taken off and shown apart. Slow
+peers get a fifth of the tasks, over SSH a twentieth.
 Ratios are to xargs in the same round (S2: to pexecd's W2). xargs, GNU pexec and hyperqueue keep no
 books.
 

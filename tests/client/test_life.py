@@ -468,7 +468,7 @@ def test_what_two_clients_have_kept_is_posted_once(
         master.answers[path] = [(503, "60")]
     (hosts.home / "go").touch()
     (place,) = hosts.places()
-    until(lambda: (place / "unsent").exists())
+    until((place / "unsent").exists)
     client.kill()
     client.wait()
     assert hosts.gone()
