@@ -170,7 +170,7 @@ class Collector:
             self._timer.cancel()
             self._timer = None
         for output in self._outputs:
-            output.stopping = True
+            output.stop()
         await self._runners.close()
         await self._opening
         for lock in self._locks.values():

@@ -78,15 +78,13 @@ class Output(ABC):
     Attributes:
         order: how far it has come.
         problem: why it cannot go on just now; empty when all is well.
-        stopping: set to end it at the next safe point, with ``CancelledError``.
         short: the last piece was a small one: what follows may wait for more to come.
     """
 
     log = Logger()
 
-    def __init__(self, key: str, made_by: str, job: Job) -> None:
+    def __init__(self, key: str, made_by: str, job: Job, journal: IJournal) -> None:
         self.problem = ""
-        self.stopping = False
         self.short = False
         self.key = key
         #: What the journal calls it.
@@ -96,6 +94,9 @@ class Output(ABC):
         #: Nothing is committed that can be built on.
         self._new = True
         self.order: Order
+        self._journal = journal
+        self._committing: Deferred[None] | None = None
+        self._stopping = False
 
     def begin(self, settled: Settled, before: Mapping[str, Collected]) -> None:
         """Go on behind what earlier runs committed, unless another rule made it."""
@@ -157,8 +158,24 @@ class Output(ABC):
             self.problem = problem
         return False
 
+    def stop(self) -> None:
+        """End at the next safe point, with ``CancelledError``."""
+        self._stopping = True
+        if self._committing is not None:
+            self._committing.cancel()
+
+    async def _commit(self, records: Sequence[JournalRecord]) -> None:
+        """Journal them. Who closes does not wait for that: the journal may be stalled."""
+        self._committing = self._journal.append(records)
+        if self._stopping:
+            self._committing.cancel()
+        try:
+            await self._committing
+        finally:
+            self._committing = None
+
     def _go_on(self) -> None:
-        if self.stopping:
+        if self._stopping:
             raise CancelledError("the collector was closed")
 
 
@@ -183,10 +200,9 @@ class FileOutput(Output):
     ) -> None:
         order = "completion" if job.by_completion else "parameters"
         made_by = f"{rule.kind.value} {rule.result} {order} {'|'.join(job.columns)}"
-        super().__init__(str(rule.path), made_by, job)
+        super().__init__(str(rule.path), made_by, job, journal)
         self._rule = rule
         self._reader = reader
-        self._journal = journal
         self._in_thread = in_thread
         self._layout = Layout(rule, job.columns)
         self._mark = Mark()
@@ -221,7 +237,7 @@ class FileOutput(Output):
         mark = await self._append(self._rule.path, self._mark, batch.tasks)
         if mark is None:
             return True
-        await self._journal.append([self._record(batch.upto, batch.noted, self._new, mark)])
+        await self._commit([self._record(batch.upto, batch.noted, self._new, mark)])
         self._mark, self._new = mark, False
         self.order.commit(batch)
         return True
@@ -284,10 +300,10 @@ class FileOutput(Output):
             order.commit(batch)
         cut, unreadable = self.cut, self.unreadable
         # Between rename and commit the journal must not vouch for the old file's length.
-        await self._journal.append([self._record(0, (), anew=True)])
+        await self._commit([self._record(0, (), anew=True)])
         self._forget()
         await self._in_thread(lambda: replace(temporary, self._rule.path))
-        await self._journal.append([self._record(order.upto, order.gaps, anew=True, mark=mark)])
+        await self._commit([self._record(order.upto, order.gaps, anew=True, mark=mark)])
         self._mark, self._new, self.order = mark, False, order
         order.look_again()
         self.cut, self.unreadable = cut, unreadable
@@ -314,10 +330,9 @@ class FunctionOutput(Output):
         state: Path,
     ) -> None:
         made_by = "completion" if job.by_completion else "parameters"
-        super().__init__(f"{function.path}:{function.name}", made_by, job)
+        super().__init__(f"{function.path}:{function.name}", made_by, job, journal)
         self._function = function
         self._reader = reader
-        self._journal = journal
         self._runners = runners
         self._state = state
         self._again: list[int] = []
@@ -342,19 +357,19 @@ class FunctionOutput(Output):
         """Another try, or a late task, or the next in order."""
         order = self.order
         if self._noted_anew is not None:
-            await self._journal.append([self._noted_anew])
+            await self._commit([self._noted_anew])
             self._noted_anew = None
         if self._again:
             task = self._again[0]
             ticket = self._settled.ticket(task)
             if ticket is not None:
-                await self._journal.append(await self._collect(task, ticket))
+                await self._commit(await self._collect(task, ticket))
             self._again.pop(0)
             return True
         if isinstance(order, ByParameters) and (late := order.late()) is not None:
             records = await self._collect(*late)
             made_up = self._record(order.upto, (), anew=False)._replace(without=late[:1])
-            await self._journal.append([*records, made_up])
+            await self._commit([*records, made_up])
             order.made_up(late[0])
             return True
         batch = order.take(1)
@@ -363,7 +378,7 @@ class FunctionOutput(Output):
         records = [self._record(batch.upto, batch.noted, self._new)]
         for task, ticket in batch.tasks:
             records += await self._collect(task, ticket)
-        await self._journal.append(records)
+        await self._commit(records)
         self._new = False
         order.commit(batch)
         return True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
 from pexecd.core.effects import TaskDone, TaskFailed, TaskReopened
@@ -427,6 +428,41 @@ def test_closing_in_the_middle_loses_nothing(scene: Scene, tmp_path: Path) -> No
     again = scene.again(**rules(tmp_path))
     assert again.finish().collected == 6
     assert scene.out.read_text() == expected(*range(1, 7))
+    again.stop()
+
+
+@pytest.mark.parametrize("moment", ["results", "append"])
+def test_who_closes_does_not_wait_for_a_journal_that_is_stalled(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    scene.done(1)
+    closed: list[Deferred[None]] = []
+
+    def close() -> None:
+        closed.append(scene.collector.close())
+
+    results, append = scene.journal.results, scene.journal.append
+
+    def asked(tickets: Sequence[int]) -> Any:
+        if moment == "results":
+            close()
+        return results(tickets)
+
+    def stalled(records: Sequence[JournalRecord]) -> Deferred[None]:
+        append(records)
+        if moment == "append":
+            scene.pump.callFromThread(close)  # when it is waited for
+        return Deferred()
+
+    monkeypatch.setattr(scene.journal, "results", asked)
+    monkeypatch.setattr(scene.journal, "append", stalled)
+    report = scene.finish()
+    assert report.errors == (f"{scene.out}: collecting was stopped",)
+    scene.pump.wait(closed[0])
+    monkeypatch.undo()
+    again = scene.again(**rules(tmp_path))
+    assert again.finish().collected == 1
+    assert scene.out.read_text() == expected(1)
     again.stop()
 
 
