@@ -351,6 +351,10 @@ class Channel(http.HTTPChannel):
         self._networkProducer.resumeProducing()  # to see its end
         self.transport.loseWriteConnection()
 
+    def disconnect(self) -> None:
+        """Close when all that was written is sent; there will be no more."""
+        super().loseConnection()  # not the transport's alone: TLS stays open for its producer
+
     def readConnectionLost(self) -> None:
         """The peer has closed its side: it may have left, or just have nothing more to say."""
         if self._read_closed:
@@ -463,7 +467,7 @@ class ProtocolSite(server.Site):
     def disconnect(self) -> None:
         """Close all connections, also those that wait for an answer: they get none."""
         for channel in list(self.connected):
-            channel.transport.loseConnection()
+            channel.disconnect()
 
     def startFactory(self) -> None:
         """Not twisted.web's: it opens the access log and keeps a clock for it."""

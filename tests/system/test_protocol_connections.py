@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IProtocolFactory
 
+from pexecd.faraway import Secured
 from pexecd.ports import NoTask
 from pexecd.protocol.wire import InputFile, ResultFile, TaskMessage
 from tests.system.protocol_server import ANNOUNCED, Peer, Response, S, ServerCase, request, result
@@ -306,3 +310,39 @@ class LeavingTests(ServerCase):
         transport = self.site.channels[0][0].transport
         while transport in self.reactor.getReaders():
             await self.turn()
+
+
+class EndTests(ServerCase):
+    """The master ends: who waits for an answer gets none."""
+
+    async def ends(self, *, secure: bool) -> None:
+        factory: IProtocolFactory = self.site
+        if secure:
+            secured = Secured(Path(self.mktemp()), factory, lambda work: succeed(work()))
+            factory = (await secured.tunnel_end()).pinned
+        listening = self.reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(listening.stopListening)
+        self.port = listening.getHost().port
+
+        def wait(peer: Peer) -> bytes:
+            if secure:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                peer.socket = context.wrap_socket(peer.socket)
+            peer.send(request("GET", f"/task?{S}", version="HTTP/1.1"))
+            return peer.rest()
+
+        asked = self.session.next("ask")
+        rest = Deferred.fromCoroutine(self.run_peer(wait))
+        await asked
+        self.site.disconnect()
+        self.assertEqual(await rest, b"")
+        await self.closed()
+        self.assertEqual(self.session.withdrawn, 1)
+        self.flushWarnings()  # what Twisted asks of pyOpenSSL is deprecated there
+
+    async def test_in_the_clear(self) -> None:
+        await self.ends(secure=False)
+
+    async def test_by_tls(self) -> None:
+        await self.ends(secure=True)
