@@ -1,8 +1,9 @@
-"""Replies that are made of bytes and of files, which are read only as fast as the peer reads."""
+"""Replies that are made of bytes and of files: large ones go only as fast as the peer reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
@@ -14,6 +15,9 @@ from pexecd.protocol.request import Request
 
 #: Bytes that are read from a file at a time.
 BLOCK = 65536
+#: Bytes that are written at once. More have to wait until the peer has read what came before: it
+#: has its deadline for every part of them, and not one for all.
+AT_ONCE = 262144
 
 
 class PeerLeftError(PexecdError):
@@ -44,26 +48,27 @@ async def send(
     request.setResponseCode(200)
     request.head(sum(lengths), content_type)
     for piece, length in zip(pieces, lengths, strict=True):
-        if isinstance(piece, bytes):
+        if isinstance(piece, bytes) and length <= AT_ONCE:
             request.write(piece)
         else:
-            await _FileSender(request, piece, length).start()
+            await _Sender(request, piece, length).start()
 
 
 @implementer(IPushProducer)
-class _FileSender:
-    """Writes a file to a request, a block whenever there is room."""
+class _Sender:
+    """Writes bytes or a file to a request, a block whenever there is room."""
 
-    def __init__(self, request: Request, path: Path, size: int) -> None:
+    def __init__(self, request: Request, piece: bytes | Path, size: int) -> None:
         self._request = request
-        self._path = path
+        self._piece = piece
         self._left = size
         self._paused = False
         self._sent: Deferred[None] = Deferred()
 
     def start(self) -> Deferred[None]:
         """Fires when all was written; fails as ``send`` does."""
-        self._file = self._path.open("rb")
+        piece = self._piece
+        self._file = BytesIO(piece) if isinstance(piece, bytes) else piece.open("rb")
         self._request.registerProducer(self, True)
         self.resumeProducing()
         return self._sent
@@ -82,7 +87,7 @@ class _FileSender:
     def _read(self) -> bytes:
         block = self._file.read(min(BLOCK, self._left))
         if not block:
-            raise OSError(f"{self._path} has become shorter")
+            raise OSError(f"{self._piece!s} has become shorter")
         self._left -= len(block)
         return block
 

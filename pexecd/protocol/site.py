@@ -292,7 +292,7 @@ class Channel(http.HTTPChannel):
         if self._handlingRequest:
             self.setTimeout(None)
         super().resumeProducing()  # what it writes may be too much again
-        if not (self._waitingForTransport or any(self._dataBuffer)):
+        if not (self._closing or self._waitingForTransport or any(self._dataBuffer)):
             self._networkProducer.resumeProducing()  # to see that the peer leaves
 
     def requestDone(self, request: Request) -> None:

@@ -232,16 +232,15 @@ class DeadlineTests(SynchronousTestCase):
         self.channel.pauseProducing()
         self.ends_after(LIMITS.reply)
 
-    def send_a_large_task(self) -> None:
-        """Ask for one, and let it be told as far as there is room."""
+    def send_a_large_task(self, content: bytes | None = None, version: str = "1.1") -> None:
+        """Ask for one, of a file or of this, and let it be told as far as there is room."""
         path = Path(self.mktemp())
         path.write_bytes(bytes(1_000_000))
+        item = InputFile("a", path if content is None else content)
         self.transport.room = 100_000
-        self.channel.dataReceived(f"GET /task?{S} HTTP/1.1\r\n\r\n".encode())
+        self.channel.dataReceived(f"GET /task?{S} HTTP/{version}\r\n\r\n".encode())
         self.session.asks[0].callback(
-            TaskMessage(
-                10016, 60, "true", (InputFile("a", path),), (ResultFile("output", "stdout"),)
-            )
+            TaskMessage(10016, 60, "true", (item,), (ResultFile("output", "stdout"),))
         )
 
     def test_a_task_that_is_cut_short_is_given_back(self) -> None:
@@ -258,6 +257,16 @@ class DeadlineTests(SynchronousTestCase):
             self.clock.advance(LIMITS.reply - 1)
             self.transport.peer_reads()
         self.ends_after(LIMITS.reply)
+
+    def test_a_peer_that_reads_slowly(self) -> None:
+        """It has the deadline for every part of the reply, wherever that comes from."""
+        self.send_a_large_task(bytes(1_000_000), "1.0")
+        while not self.transport.ended:
+            self.clock.advance(LIMITS.reply - 1)
+            self.transport.peer_reads()
+        self.assertEqual(self.transport.ended, "closed")
+        self.assertGreater(len(self.transport.value()), 1_000_000)
+        self.assertGreater(self.clock.seconds(), 3 * LIMITS.reply)
 
     def test_nothing_more_is_read_from_a_peer_that_does_not_read(self) -> None:
         self.transport.room = 1000
