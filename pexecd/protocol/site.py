@@ -65,8 +65,9 @@ class Limits:
     confirm: Seconds = 10.0
 
 
-#: So many bytes at most are read from a connection in one turn of the reactor. Results of 100 kB
-#: that come ten at a time would take two turns each with Twisted's 64 KiB.
+#: So many bytes at most are read from a connection in one turn of the reactor, where a body comes.
+#: Results of 100 kB that come ten at a time would take two turns each with Twisted's 64 KiB, which
+#: are enough for heads: thousands of them keep the reactor from all others.
 READ_AT_ONCE = 262144
 #: So many replies at most are kept an eye on, for a peer that always asks ahead.
 MOST_AHEAD = 100
@@ -113,8 +114,6 @@ class Channel(http.HTTPChannel):
         super().connectionMade()
         secure = self.isSecure()
         self._direct = isinstance(self.transport, Connection) and not secure
-        if self._direct:
-            self.transport.bufferSize = READ_AT_ONCE
         self._tells_loss = ISystemHandle.providedBy(self.transport) and not secure
         self._peer: IAddress = super().getPeer()
         self._host: IAddress = super().getHost()
@@ -211,6 +210,8 @@ class Channel(http.HTTPChannel):
         self.requests[-1].begin(self._command, self._path, self._version)
         if self.length != 0:
             self.setTimeout(self.site.limits.body)
+        if self._direct:
+            self.transport.bufferSize = READ_AT_ONCE if self.length != 0 else Connection.bufferSize
         super().allHeadersReceived()
 
     def _send100Continue(self) -> None:
