@@ -2150,10 +2150,13 @@ class Engine:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         need = 4 * (self._client.settings.slots + self.SETTLE_MOST) + 100
         if soft != resource.RLIM_INFINITY and soft < need:
+            most = need if hard == resource.RLIM_INFINITY else min(need, hard)
             try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             except (OSError, ValueError):
-                log("only %d files may be open at once: that may be too few for the slots", soft)
+                most = soft
+            if most < need:
+                log("only %d files may be open at once: that may be too few for the slots", most)
 
     def _make_environment(self):
         client = self._client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -281,6 +282,23 @@ def test_a_hanging_worker_is_stopped_with_its_children(hosts: Hosts, master: Mas
     assert master.failed[10001]["Kind"] == "timeout"
     assert master.failed[10001]["Signal"] == "9"
     assert hosts.gone()
+
+
+def test_as_many_files_are_open_as_may_be_where_that_is_less_than_all_slots_might_need(
+    hosts: Hosts, master: Master
+) -> None:
+    wait = f"until test -e {hosts.home}/go; do sleep 0.1; done"
+    master.add(*(Task(10000 + n, f"/bin/sh -c '{wait}'") for n in range(80)))
+    master.answers["/config"] = [(503, "1")]
+    client = hosts.start(Slots="80")
+    master.wait(lambda: master.count("/config"))
+    resource.prlimit(client.pid, resource.RLIMIT_NOFILE, (128, 400))
+    master.wait(lambda: len(master.given) == 80)
+    (hosts.home / "go").touch()
+
+    assert client.wait(30) == 0, hosts.log()
+    assert not master.failed
+    assert "only 400 files may be open" in hosts.log()
 
 
 def test_a_worker_that_ended_in_time_did_so_also_where_it_is_seen_late(
