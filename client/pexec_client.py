@@ -1650,6 +1650,9 @@ class Executable:
             quietly(os.unlink, self._lock)
 
     def _fetch(self):
+        for name in os.listdir(self._place):
+            if name.startswith(".new-"):  # of one that was killed: the lock is ours
+                quietly(os.unlink, os.path.join(self._place, name))
         new = open(os.path.join(self._place, ".new-" + os.urandom(8).hex()), "wb")
         self._new = new
 

@@ -640,6 +640,25 @@ def test_an_abandoned_lock_is_broken(hosts: Hosts, master: Master, tmp_path: Pat
     assert not lock.exists()
 
 
+def test_what_a_killed_client_had_of_the_worker_is_removed(
+    hosts: Hosts, master: Master, tmp_path: Path
+) -> None:
+    master.worker = WORKER
+    master.worker_may_go.clear()
+    client = hosts.start()
+    master.wait(lambda: master.count("/worker"))
+    client.kill()
+    client.wait()
+    assert list(hosts.dir.glob("sweep-*/worker/*/.new-*"))
+    master.worker_may_go.set()
+    quick = tmp_path / "client.py"
+    quick.write_text(CLIENT.read_text().replace("LOCK_STALE = 30.0", "LOCK_STALE = 0.2"))
+
+    assert hosts.run(client=quick) == 0
+
+    assert not hosts.dir.exists()
+
+
 def test_a_lock_that_is_renewed_is_respected(hosts: Hosts, master: Master, tmp_path: Path) -> None:
     quick = tmp_path / "client.py"
     text = CLIENT.read_text().replace("LOCK_STALE = 30.0", "LOCK_STALE = 1.0")
