@@ -410,6 +410,8 @@ class Progress:
         work = result.work
         work.results = tuple(other for other in work.results if other is not result)
         self.awaited -= result.awaited
+        # It may have come before its task, which had failed, was given out again.
+        result.work = self._ledger.works.get(work.task, work)
 
     def _accept(self, work: Work, number: int, host: Host, seconds: Seconds) -> None:
         """This ticket's result is its task's."""

@@ -24,6 +24,7 @@ from pexecd.core.effects import (
     Supply,
     TaskDone,
     TaskFailed,
+    TaskReopened,
     TicketEnded,
     TicketGiven,
 )
@@ -399,6 +400,20 @@ class SessionMachine(RuleBasedStateMachine):
         # Two late results of a task that had failed are judged apart, though one may win.
         left = {t for t in before._progress.results if before.task_of(t) not in self.results}
         assert self.session._progress.results.keys() == left
+
+    @rule()
+    def retry_what_failed(self) -> None:
+        """The next run tries the failed tasks again; late results of them may still wait."""
+        failed = [task for task, ticket in self.settled.items() if ticket is None]
+        for task in failed:
+            del self.settled[task]
+            self.records.append(TaskReopened(task, self.session._ledger.next_ticket))
+        self.session = Session(self.policy, self.tasks, self.at)
+        self.session.replay(self.records)
+        self.open_asks.clear()
+        self.to_judge.clear()
+        self.finish = None
+        self.perform(self.session.resume(self.at, sorted(self.kept)))
 
     # --- what must hold ----------------------------------------------------------------------
 

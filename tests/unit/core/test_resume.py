@@ -276,6 +276,36 @@ def test_a_late_invalid_result_of_a_reopened_task_uses_up_nothing() -> None:
     assert not scene.session.over(new)
 
 
+def test_a_late_valid_result_ends_what_a_reopened_task_was_given_meanwhile() -> None:
+    scene = Scene(tasks=2, attempts=1, validates=True)
+    old = scene.give(ANNA)
+    scene.fail(old)
+    reopened(scene, 1)
+    scene.done(old)
+    new = scene.give(ANNA)
+    assert scene.task(new) == 1
+    effects = scene.judge(old, valid=True)
+    assert [(one.ticket, one.end) for one in of(TicketEnded, effects)] == [
+        (old, End.DONE),
+        (new, End.CANCELLED),
+    ]
+    assert scene.session.over(new)
+    scene.restart()
+    assert scene.session.statistics().done == 1
+
+
+def test_a_late_invalid_result_leaves_what_a_reopened_task_was_given_meanwhile_alone() -> None:
+    scene = Scene(tasks=1, attempts=1, validates=True, duplicates=1)
+    old = scene.give(ANNA)
+    scene.fail(old)
+    reopened(scene, 1)
+    scene.done(old)
+    new = scene.give(ANNA)
+    scene.judge(old, valid=False)
+    assert not scene.session.over(new)
+    scene.hold(BERT)
+
+
 def test_numbers_of_tickets_that_are_left_out_are_not_used_again() -> None:
     session = Session(Policy(), 1, 0.0)
     session.replay([given(FIRST_TICKET, 1, ANNA), TicketsUsed(FIRST_TICKET + 5)])
