@@ -292,7 +292,7 @@ class JobService(Service):
         self._notifier.status(doing)
 
     def _stay(self) -> None:
-        """For a time when nothing has begun that would have to be ended in order."""
+        """For a time when no client can hear what would end the run in order."""
         if self.interrupted or self._leaving:
             raise _LeavingError
 
@@ -399,16 +399,15 @@ class JobService(Service):
                 port = await self._open_port(int(kept), factory)
                 break
             except CannotListenError as error:
+                self._stay()
                 in_use = error.socketError.errno == errno.EADDRINUSE
-                if not in_use or self.interrupted or time.monotonic() > patience:
+                if not in_use or time.monotonic() > patience:
                     advice = "change listen = in [job]"
                     if in_use:
                         advice = f"end the program that does, or {advice}"
                     raise StateError(
                         f"cannot listen on {description}: {error.socketError}; {advice}"
                     ) from None
-                if self._leaving:
-                    raise _LeavingError from None
                 self._log.warn("waiting for {description}: it is in use", description=description)
                 await deferLater(self._reactor, 1.0)
         _closing(stack, port.stopListening)

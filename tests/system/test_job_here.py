@@ -602,3 +602,18 @@ def test_a_port_that_is_in_use_is_waited_for(tmp_path: Path) -> None:
         wait_until(lambda: "it is in use" in job.log())
     job.finish(process)
     assert job.lines("results.txt") == ["n|output", "1|1", "2|2"]
+
+
+def test_a_run_that_waits_for_its_port_can_be_interrupted(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        listen = f"listen = tcp:{port}:interface=127.0.0.1\n[worker]"
+        job = JobFolder(tmp_path / "job", ECHO.replace("[worker]", listen), numbers(2))
+        process = job.start()
+        wait_until(lambda: "it is in use" in job.log())
+        interrupt(process)
+        job.finish(process, expect=130)
+    job.run()
+    assert job.lines("results.txt") == ["n|output", "1|1", "2|2"]
