@@ -46,7 +46,8 @@ class Identity:
         self.reads_files = any(is_file for _, is_file, _ in inputs)
         self._folder = folder
         self._words = _Text(words)
-        self._inputs = [(name, is_file, _Text(parts)) for name, is_file, parts in inputs]
+        # In which order the job file names them decides nothing.
+        self._inputs = [(name, is_file, _Text(parts)) for name, is_file, parts in sorted(inputs)]
         self._files: dict[Path, bytes] = {}
 
     @classmethod

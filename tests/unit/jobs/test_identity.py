@@ -43,6 +43,13 @@ def test_environment_and_inputs_count(folder: Folder, more: str) -> None:
     assert len(seen) == 3
 
 
+def test_the_order_of_environment_and_inputs_does_not_count(folder: Folder) -> None:
+    for heading in ("[env]", "[input]"):
+        lines = ["A = seed", "B = T"]
+        one, other = ("\n".join([heading, *order, ""]) for order in (lines, lines[::-1]))
+        assert digest(folder, LEAST + one) == digest(folder, LEAST + other)
+
+
 @pytest.mark.parametrize("cells", [("1", "62.2", "1"), ("16 2.2", "", "1"), ("", "16 2.2", "1")])
 def test_cells_do_not_run_into_each_other(folder: Folder, cells: tuple[str, str, str]) -> None:
     assert digest(folder, cells=cells) != digest(folder)
@@ -77,7 +84,7 @@ def test_a_file_counts_by_its_content(folder: Folder) -> None:
         ("[env]\nB = 2\nA = a%sb\n", "f559bb22a7cf34e2bf65673c28b76ea6"),
         (
             "[input]\nstdin = seed\nmodel = @model.in\ndata = <fields/$L.dat\n",
-            "c70692ec5eeaaded44808bfce6015735",
+            "0422207fdfacb97d7ef528741ab5da62",
         ),
     ],
 )
