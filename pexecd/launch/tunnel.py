@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 
 from pexecd.errors import ForwardRefusedError, HostError
 from pexecd.jobs.values import HostSpec
@@ -27,14 +28,14 @@ umask 077;
 folder=/tmp/pexec-$(id -u);
 """
 
-# A socket that an earlier connection left would keep sshd from making its own.
+# Sockets that earlier connections left are of no use any more.
 _PREPARE = f"""
 echo "$name begins";
 {_FOLDER}
 mkdir "$folder" 2>/dev/null;
 ours=$(find "$folder" -prune -type d -user "$(id -u)" ! -perm -020 ! -perm -002 2>/dev/null);
 [ -n "$ours" ] || {{ echo "$folder is another user's, or others may write to it" >&2; exit 1; }};
-rm -f "$folder/$name.socket" || exit 1;
+rm -f "$folder/$name"*.socket || exit 1;
 echo "$name is in $folder";
 """
 
@@ -48,7 +49,7 @@ echo "$name is told";
 
 _REMOVE = f"""
 {_FOLDER}
-rm -f "$folder/$name.socket" "$folder/$name.server";
+rm -f "$folder/$name"*.socket "$folder/$name.server";
 rmdir "$folder" 2>/dev/null;
 """
 
@@ -67,8 +68,10 @@ class TunnelFailedError(HostError):
 class Tunnel:
     """One host's way to the master through its SSH connection.
 
-    Its place there is the same for every connection, and for every master that works with the
-    same state folder: a client that goes on finds the new one.
+    A file there says where it begins, and has the same name for every connection, and for every
+    master that works with the same state folder: a client that goes on finds the new one. Each has
+    a socket of its own, for a connection that the user shares may still have one of a master that
+    was killed: its ssh would lead whoever connects to a socket of that name to that master.
     """
 
     def __init__(self, host: HostSpec, end: TunnelEnd) -> None:
@@ -99,7 +102,7 @@ class Tunnel:
         if not folder:
             what = "the folder of its tunnel cannot be used"
             raise TunnelFailedError(self._host, TUNNEL, what, _words(said))
-        socket = f"{folder}/{self._name}.socket"
+        socket = f"{folder}/{self._name}-{secrets.token_hex(4)}.socket"
         try:
             await connection.forward(socket, self._end.plain)
             server = f"unix:{socket}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ class TestTunnels(SynchronousTestCase):
         self.assertEqual(self.watcher.heard, ["started node7"])
         self.assertEqual(host.did, ["prepare", "tell", "start"])
         ((socket, factory),) = host.places
-        self.assertRegex(socket or "", r"^/tmp/pexec-7/[0-9a-f]{24}\.socket$")
+        self.assertRegex(socket or "", r"^/tmp/pexec-7/[0-9a-f]{24}-[0-9a-f]{8}\.socket$")
         self.assertEqual((host.server, factory), (f"unix:{socket}", PLAIN))
-        file = (socket or "").replace(".socket", ".server")
+        file = re.sub(r"-\w+\.socket$", ".server", socket or "")
         self.assertEqual(host.told, [f"Server=file:{file}"])
         self.end(self.launcher.stop)
         self.assertEqual(host.did[3:], ["remove", "close"])
@@ -144,7 +145,7 @@ class TestTunnels(SynchronousTestCase):
         self.launch(host)
         self.assertIsInstance(self.watcher.errors[0], LoginUnusableError)
 
-    def test_it_comes_back_at_the_same_place(self) -> None:
+    def test_it_comes_back_at_another_place_that_the_same_file_names(self) -> None:
         first, second = Host(), Host(RUNNING)
         self.launch(first, second)
         first.break_off()
@@ -152,7 +153,9 @@ class TestTunnels(SynchronousTestCase):
         self.assertIn("the cable", str(self.watcher.errors[0]))
         self.clock.advance(1)
         self.assertEqual(self.watcher.heard[2:], ["started node7"])
-        self.assertEqual(second.places, first.places)
+        self.assertNotEqual(second.places, first.places)
+        self.assertEqual(second.server, f"unix:{second.places[0][0]}")
+        self.assertEqual(second.told, first.told)
 
     def test_a_client_that_is_missed_is_started_through_the_same_tunnel(self) -> None:
         host = Host(STARTED, RUNNING)
