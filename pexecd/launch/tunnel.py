@@ -32,24 +32,24 @@ folder=/tmp/pexec-$(id -u);
 _PREPARE = f"""
 echo "$name begins";
 {_FOLDER}
-mkdir "$folder" 2>/dev/null;
-ours=$(find "$folder" -prune -type d -user "$(id -u)" ! -perm -020 ! -perm -002 2>/dev/null);
+made=$(LC_ALL=C mkdir "$folder" 2>&1) || [ -e "$folder" ] || {{ echo "$made" >&2; exit 1; }};
+ours=$(find "$folder" -prune -type d -user "$(id -u)" ! -perm -020 ! -perm -002) || exit 1;
 [ -n "$ours" ] || {{ echo "$folder is another user's, or others may write to it" >&2; exit 1; }};
 rm -f "$folder/$name"*.socket || exit 1;
 echo "$name is in $folder";
 """
 
-# By rename, for a client may be reading it.
+# By rename, for a client may be reading it. Not every shell can say that the disk is full.
 _TELL = f"""
 {_FOLDER}
-printf '%s\\n' "$server" >"$folder/$name.new" &&
+echo "$server" | LC_ALL=C cat >"$folder/$name.new" &&
 mv -f "$folder/$name.new" "$folder/$name.server" &&
 echo "$name is told";
 """
 
 _REMOVE = f"""
 {_FOLDER}
-rm -f "$folder/$name"*.socket "$folder/$name.server";
+rm -f "$folder/$name"*;
 rmdir "$folder" 2>/dev/null;
 """
 
@@ -97,11 +97,12 @@ class Tunnel:
         """
         said = await self._run(connection, _PREPARE)
         if not _after(f"{self._name} begins", said):
-            raise LoginUnusableError(self._host, TUNNEL, "it runs no commands", _words(said))
+            words = _words(said.stderr or said.stdout)
+            raise LoginUnusableError(self._host, TUNNEL, "it runs no commands", words)
         folder = _after(f"{self._name} is in ", said)
         if not folder:
             what = "the folder of its tunnel cannot be used"
-            raise TunnelFailedError(self._host, TUNNEL, what, _words(said))
+            raise TunnelFailedError(self._host, TUNNEL, what, _words(said.stderr))
         socket = f"{folder}/{self._name}-{secrets.token_hex(4)}.socket"
         try:
             await connection.forward(socket, self._end.plain)
@@ -113,7 +114,7 @@ class Tunnel:
         said = await self._run(connection, _TELL, server=server)
         if not _after(f"{self._name} is told", said):
             what = "the place of its tunnel cannot be noted"
-            raise TunnelFailedError(self._host, TUNNEL, what, _words(said))
+            raise TunnelFailedError(self._host, TUNNEL, what, _words(said.stderr))
         return f"file:{folder}/{self._name}.server"
 
     async def remove(self, connection: IConnection) -> None:
@@ -145,5 +146,5 @@ def _after(mark: str, said: CommandResult) -> str:
     return ""
 
 
-def _words(said: CommandResult) -> str:
-    return said.stderr.decode("utf-8", "replace")
+def _words(said: bytes) -> str:
+    return said.decode("utf-8", "replace")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,37 @@ def test_whatever_sshd_forbids_there_is_a_way_or_a_reason(tmp_path: Path, lab: L
             r"http://127.0.0.1:\d+" if listen == "tcp:0" else rf"https://127.0.0.1:\d+#{pin}", url
         )
         work.finish(process)
+
+
+#: How a host's /tmp is mounted, what is done there, and why it has no tunnel then.
+USELESS = [
+    ("ro", ":", "Read-only file system"),
+    ("size=4k", "dd if=/dev/zero of=/tmp/full bs=8k count=1", "No space left on device"),
+    ("mode=1777", "touch /tmp/pexec-*", "is another user's"),
+]
+
+
+def test_a_host_that_has_no_place_for_a_tunnel_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")  # each host has a /tmp of its own
+    with Lab() as lab:
+        hosts = []
+        for number, (options, prepare, _) in enumerate(USELESS):
+            user = lab.add_user()
+            script = f'mount -t tmpfs -o {options} tmpfs /tmp && {{ {prepare}; exec "$@"; }}'
+            script = script.replace("*", str(user.uid))
+            within = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+            hosts.append(lab.sshd(f"127.0.0.{57 + number}", user=user, within=within))
+        hosts.append(lab.sshd("127.0.0.60", shell="/usr/sbin/nologin"))
+        reasons = [*(reason for _, _, reason in USELESS), "This account is currently not available"]
+        work = Work(tmp_path / "job", lab, hosts, 1)
+        process = work.job.start()
+        wait_until(lambda: all(f"{name}: " in work.job.log() for name in work.names))
+        interrupt(process)
+        printed = work.job.finish(process, expect=130)
+        for name, reason in zip(work.names, reasons, strict=True):
+            assert any(f"{name}: " in line and reason in line for line in printed.splitlines())
 
 
 @pytest.mark.parametrize("extra", ["", NO_SOCKETS], ids=["socket", "port"])

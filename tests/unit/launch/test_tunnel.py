@@ -144,6 +144,7 @@ class TestTunnels(SynchronousTestCase):
         host.folder = CommandResult(1, None, b"This account is not available\n", b"")
         self.launch(host)
         self.assertIsInstance(self.watcher.errors[0], LoginUnusableError)
+        self.assertEqual(self.watcher.errors[0].said, "This account is not available")
 
     def test_it_comes_back_at_another_place_that_the_same_file_names(self) -> None:
         first, second = Host(), Host(RUNNING)
