@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,21 @@ exec(code, {"__name__": "__main__", "__file__": sys.argv[0]})
 """
 
 
+def find_python(python: str) -> str:
+    """Its path.
+
+    Args:
+        python: as in the cluster file.
+
+    Raises:
+        OSError: there is none.
+    """
+    path = shutil.which(os.path.expanduser(python))
+    if path is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), python)
+    return path
+
+
 class LocalClient(ProcessProtocol):
     """One client process.
 
@@ -61,7 +78,7 @@ class LocalClient(ProcessProtocol):
         self._over = False
         self._waiting: list[Deferred[None]] = []
         self._timer: IDelayedCall | None = None
-        python = os.path.expanduser(python)
+        python = find_python(python)  # the shell that sets the limit would just exit
         command = with_limit_before([python, "-c", _IN_OWN_SESSION, str(client), "--from", "-"])
         reactor.spawnProcess(self, command[0], command, dict(os.environ))
 

@@ -23,7 +23,15 @@ from twisted.python.failure import Failure
 from pexecd.errors import HostError, spoken
 from pexecd.jobs.values import HostSpec
 from pexecd.launch.clientfile import ClientProgram, client_file
-from pexecd.launch.errors import ENDS_AT_LOGOUT, NO_PLATFORM, START, StartFailedError, explain
+from pexecd.launch.errors import (
+    ENDS_AT_LOGOUT,
+    NO_PLATFORM,
+    START,
+    NoPythonError,
+    StartFailedError,
+    explain,
+)
+from pexecd.launch.local import find_python
 from pexecd.launch.remote import holder, run_script, why_not
 from pexecd.launch.shared import Copies
 from pexecd.launch.start import check_input, clean_input
@@ -129,6 +137,7 @@ class Probe:
     async def _try(self, host: HostSpec) -> None:
         connection: IConnection | _Here
         if host.local:
+            _find_python(host)
             connection = _Here(self._reactor, host)
         else:
             self._connecting[host.name] = Deferred.fromCoroutine(self._connect(host))
@@ -279,6 +288,16 @@ class _Here:
 def _with_python(host: HostSpec) -> HostSpec:
     """Here the client is started with the Python that runs this."""
     return replace(host, python=host.python or sys.executable) if host.local else host
+
+
+def _find_python(host: HostSpec) -> None:
+    """Here no other Python is taken in the place of one that is not there."""
+    python = host.python or sys.executable
+    try:
+        find_python(python)
+    except OSError as error:
+        said = f"{python}: {error.strerror}"
+        raise NoPythonError(host.name, START, "no usable Python", said) from None
 
 
 def _words(said: bytes) -> str:

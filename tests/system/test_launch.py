@@ -461,6 +461,9 @@ class TestHere(LaunchCase):
         self.assertIsInstance(self.watcher.failed[0][0], FolderUnusableError)
 
     async def test_a_python_that_is_not_there(self) -> None:
+        # as in a run: then a shell is in between
+        with_shell = ["/bin/sh", "-c", 'exec "$0" "$@"']
+        self.patch(local, "with_limit_before", lambda command: [*with_shell, *command])
         self.launch(self.here(python="/none/python"))
         await self.watcher.until(lambda: self.watcher.failed)
         error, final = self.watcher.failed[0]

@@ -114,6 +114,12 @@ class TestProbe(SynchronousTestCase):
         (finding,) = self.successResultOf(self.probe(HostSpec("a", "a")))
         self.assertEqual((finding.status, finding.reason), ("unusable", "no key was accepted"))
 
+    def test_a_python_here_that_is_not_there(self) -> None:
+        running = self.probe(HostSpec(":", ":", local=True, python="/none/python"))
+        (finding,) = self.successResultOf(running)
+        self.assertEqual(finding.status, "unusable")
+        self.assertIn("no usable Python: /none/python: No such file or directory", finding.reason)
+
     def test_stopped(self) -> None:
         waiting: Deferred[Any] = Deferred()
         connection = Connection(facts(holder="a"))
