@@ -110,6 +110,8 @@ class Surroundings:
     user: str
     uid: int
     environ: Mapping[str, str]
+    #: The name of this machine.
+    machine: str
 
 
 def surroundings(host: str, environ: Mapping[str, str]) -> Surroundings:
@@ -122,7 +124,8 @@ def surroundings(host: str, environ: Mapping[str, str]) -> Surroundings:
     if ssh is None:
         raise SSHMissingError(host, STAGE, "no program `ssh` in PATH")
     entry = pwd.getpwuid(os.getuid())
-    return Surroundings(ssh, entry.pw_dir, entry.pw_name, entry.pw_uid, environ)
+    user = entry.pw_dir, entry.pw_name, entry.pw_uid
+    return Surroundings(ssh, *user, environ, socket.gethostname())
 
 
 async def read_settings(
@@ -199,6 +202,8 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         "h": hostname,
         "i": str(around.uid),
         "k": alias or host.address,
+        "L": around.machine.partition(".")[0],
+        "l": around.machine,
         "n": host.address,
         "p": str(port),
         "r": user,
@@ -216,7 +221,8 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         return Path(name)
 
     def files(key: str) -> tuple[Path, ...]:
-        return tuple(path(name) for name in last(key).split())
+        # ssh puts blanks between paths, and no quotes around one that has blanks in it
+        return tuple(path(name) for name in re.split(r" (?=[/~%$])", last(key)) if name)
 
     own = files("userknownhostsfile")
 

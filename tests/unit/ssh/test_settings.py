@@ -12,7 +12,9 @@ from pexecd.ssh.errors import SettingsError, SSHMissingError
 from pexecd.ssh.settings import Settings, Surroundings, parse_jump, parse_settings, surroundings
 
 HOST = HostSpec("ann@lab:2222", "lab")
-AROUND = Surroundings("/usr/bin/ssh", "/home/ann", "ann", 1000, {"SSH_AUTH_SOCK": "/run/agent"})
+AROUND = Surroundings(
+    "/usr/bin/ssh", "/home/ann", "ann", 1000, {"SSH_AUTH_SOCK": "/run/agent"}, "desk.example.org"
+)
 BASE = """\
 host lab
 user bob
@@ -23,8 +25,9 @@ stricthostkeychecking ask
 identitiesonly no
 identityfile ~/.ssh/id_rsa
 identityfile /keys/%h-%r-%p-%d-%u-%n-%%
+identityfile ~/.ssh/id on %L of %l
 globalknownhostsfile /etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2
-userknownhostsfile /home/ann/.ssh/known_hosts ~/more
+userknownhostsfile /home/ann/known to me/known_hosts ~/more
 """
 
 
@@ -40,11 +43,12 @@ def test_what_is_read() -> None:
         identity_files=(
             Path("/home/ann/.ssh/id_rsa"),
             Path("/keys/lab.example.org-bob-2222-/home/ann-ann-lab-%"),
+            Path("/home/ann/.ssh/id on desk of desk.example.org"),
         ),
         identities_only=False,
         agent="/run/agent",
         known_hosts=(
-            Path("/home/ann/.ssh/known_hosts"),
+            Path("/home/ann/known to me/known_hosts"),
             Path("/home/ann/more"),
             Path("/etc/ssh/ssh_known_hosts"),
             Path("/etc/ssh/ssh_known_hosts2"),
