@@ -34,6 +34,7 @@ from pexecd.ssh.binary import SystemSSH
 from pexecd.ssh.connection import Connection
 from pexecd.ssh.errors import (
     GSSAPI,
+    HOSTBASED,
     HostKeyChangedError,
     HostKeyUnknownError,
     KeysRejectedError,
@@ -351,8 +352,11 @@ def _why_ssh(problem: HostError, settings: Settings, known: KnownKeys) -> str:
         return problem.what
     if isinstance(problem, HostKeyUnknownError | HostKeyChangedError) and known.authorities:
         return "@cert-authority in known_hosts"
-    if isinstance(problem, KeysRejectedError) and settings.gssapi and GSSAPI in problem.methods:
-        return f"GSSAPIAuthentication ({problem.what})"
+    if isinstance(problem, KeysRejectedError):
+        if settings.gssapi and GSSAPI in problem.methods:
+            return f"GSSAPIAuthentication ({problem.what})"
+        if settings.hostbased and HOSTBASED in problem.methods:
+            return f"HostbasedAuthentication ({problem.what})"
     return ""
 
 

@@ -9,6 +9,8 @@ from pexecd.errors import HostError
 
 #: Kerberos, as SSH servers call it.
 GSSAPI = "gssapi-with-mic"
+#: The computers of a cluster trust each other, likewise.
+HOSTBASED = "hostbased"
 
 
 class SSHMissingError(HostError):

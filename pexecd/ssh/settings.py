@@ -88,6 +88,8 @@ class Settings:
     control_path: str | None = None
     #: The user may log in by Kerberos.
     gssapi: bool = False
+    #: The user may log in because this machine vouches for who that is.
+    hostbased: bool = False
     algorithms: Algorithms = Algorithms()
     #: Why only the system's ssh can do it; empty: Conch can.
     needs_ssh: str = ""
@@ -256,6 +258,7 @@ def parse_settings(text: str, host: HostSpec, around: Surroundings) -> Settings:
         jumps=tuple(filled(last("proxyjump")).split(",")) if last("proxyjump") else (),
         control_path=last("controlpath") or None,
         gssapi=last("gssapiauthentication") in ("yes", "true"),
+        hostbased=last("hostbasedauthentication") in ("yes", "true"),
         algorithms=Algorithms(
             key_exchanges=names("kexalgorithms"),
             host_keys=names("hostkeyalgorithms"),

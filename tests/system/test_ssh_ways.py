@@ -465,6 +465,34 @@ class TestSystemSSH(WaysCase):
                 await self.open(host.address, lab.ssh_config(host, keys=[], extra=extra))
         await self.close()
 
+    async def test_a_host_that_trusts_this_machine(self) -> None:
+        """As computers of a cluster do; ssh signs with this machine's key."""
+        host = lab.sshd(
+            "127.0.0.79",
+            extra="PubkeyAuthentication no\nHostbasedAuthentication yes\n"
+            "HostbasedUsesNameFromPacketOnly yes\nIgnoreRhosts no\nIgnoreUserKnownHosts no",
+        )
+        etc = Path(tempfile.mkdtemp(dir=lab.folder))
+        (etc / "ssh_config").write_text("EnableSSHKeysign yes\n")
+        key = make_key(etc / "ssh_host_ed25519_key", "ed25519").with_suffix(".pub").read_text()
+        (host.home / ".ssh").mkdir()
+        (host.home / ".ssh" / "known_hosts").write_text(f"* {key}")
+        names = {"localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn("127.0.0.1")}
+        (host.home / ".shosts").write_text("".join(f"{name} root\n" for name in names))
+        for path in host.home.rglob("*"):
+            os.chown(path, host.user.uid, host.user.gid)
+        command = etc / "ssh"
+        script = f'mount --bind {etc} /etc/ssh && exec /usr/bin/ssh "$@"'
+        command.write_text(
+            f"#!/bin/sh\nexec unshare --mount --propagation private sh -c '{script}' sh \"$@\"\n"
+        )
+        command.chmod(0o755)
+        self.patch(os, "environ", {**os.environ, "PATH": f"{etc}:{os.environ['PATH']}"})
+        config = lab.ssh_config(host, extra="HostbasedAuthentication yes")
+        self.assertIsInstance(await self.open(host.address, config), MuxConnection)
+        await self.fails(KeysRejectedError, host.address, lab.ssh_config(host))
+        await self.close()
+
     async def test_a_connection_that_the_user_shares(self) -> None:
         users, config = await self.share(inner)
         before = logins(inner)

@@ -117,12 +117,14 @@ def test_certificates_algorithms_and_ways() -> None:
     settings = parse(
         "certificatefile ~/.ssh/id-cert.pub\nciphers aes256-ctr,aes128-ctr\n"
         "proxyjump a@x:2,%h-gate\ncontrolpath /run/cm-1\ngssapiauthentication yes\n"
+        "hostbasedauthentication yes\n"
     )
     assert settings.certificate_files == (Path("/home/ann/.ssh/id-cert.pub"),)
     assert settings.algorithms.ciphers == (b"aes256-ctr", b"aes128-ctr")
     assert settings.algorithms.macs == ()
     assert settings.jumps == ("a@x:2", "lab.example.org-gate")
     assert (settings.control_path, settings.gssapi) == ("/run/cm-1", True)
+    assert settings.hostbased
 
 
 @pytest.mark.parametrize(
