@@ -93,6 +93,12 @@ class OldClientError(HostError):
     """The client that is there was told what is no longer so, and has not ended yet."""
 
 
+class ThisComputerError(HostError):
+    """It is not the host's fault."""
+
+    advice = "mend that on this computer; it will be tried again"
+
+
 class StartFailedError(HostError):
     """Anything else."""
 

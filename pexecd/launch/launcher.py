@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pexecd.errors import HostError, spoken
+from pexecd.errors import HostError, StateError, spoken
 from pexecd.jobs.values import HostSpec
 from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import (
@@ -30,6 +30,7 @@ from pexecd.launch.errors import (
     NoPythonError,
     OldClientError,
     StartFailedError,
+    ThisComputerError,
     explain,
 )
 from pexecd.launch.local import LocalClient, Spare
@@ -271,9 +272,10 @@ class _Keeper:
             host = self._host
             try:
                 tell = await self._run()
-            except HostError as error:
+            except (HostError, OSError, StateError) as problem:
                 if self.stopping:
                     return
+                error = problem if isinstance(problem, HostError) else self._here(problem)
                 if self.retired or self._host is not host:
                     attempt, self.replaces = 0, True
                     continue
@@ -356,6 +358,11 @@ class _Keeper:
             raise OldClientError(self._host.name, START, "the client there has not ended yet")
         if status == STARTED:
             self.replaces = False
+
+    def _here(self, problem: Exception) -> HostError:
+        """No file, process or thread could be had, say, or the tunnel's certificate is damaged."""
+        what = "this computer could not do its part"
+        return ThisComputerError(self._host.name, START, what, str(problem))
 
     def terminate(self) -> None:
         """Tell the client to end, if that takes no time."""

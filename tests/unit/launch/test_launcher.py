@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pexecd.errors import HostError
+from pexecd.errors import HostError, StateError
 from pexecd.jobs.values import HostSpec
 from pexecd.launch.clientfile import ClientProgram, client_file
 from pexecd.launch.errors import (
@@ -243,6 +245,18 @@ class TestLauncher(SynchronousTestCase):
         client.write_bytes(client_file().read_bytes())
         self.clock.advance(1)
         self.assertEqual(self.watcher.heard, ["failed node7", "started node7"])
+
+    def test_this_computer_lacks_something(self) -> None:
+        """As a process for ``ssh -G``, when too many files are open; or its state is damaged."""
+        full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        damaged = StateError("certificate.pem: no key and certificate")
+        self.launch(fail(full), fail(damaged), ScriptedConnection([ended(0)]))
+        self.clock.advance(1)
+        self.clock.advance(2)
+        self.assertEqual(self.watcher.heard, ["failed node7"] * 2 + ["started node7"])
+        one, two = self.watcher.errors
+        self.assertIn("this computer could not do its part: [Errno 24] Too many", one.reason)
+        self.assertIn("no key and certificate", two.reason)
 
     def test_a_step_that_ends_as_if_it_was_cancelled(self) -> None:
         self.launch(fail(CancelledError()))
