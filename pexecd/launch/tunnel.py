@@ -136,14 +136,12 @@ async def address_seen(connection: IConnection) -> str:
 
 
 def _after(mark: str, said: CommandResult) -> str:
-    """The rest of the line that begins so, or all of it; '' if there is none.
+    """What the line says after the mark, or the mark if that is nothing; '' if it is not there.
 
-    Start-up files of the login shell may say anything before.
+    Start-up files of the login shell may say anything before, and need not end their last line.
     """
-    for line in said.stdout.decode("utf-8", "surrogateescape").splitlines():
-        if line.startswith(mark):
-            return line[len(mark) :] or line
-    return ""
+    _, found, rest = said.stdout.decode("utf-8", "surrogateescape").partition(mark)
+    return rest.partition("\n")[0] or found
 
 
 def _words(said: bytes) -> str:

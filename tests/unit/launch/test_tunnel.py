@@ -146,6 +146,14 @@ class TestTunnels(SynchronousTestCase):
         self.assertIsInstance(self.watcher.errors[0], LoginUnusableError)
         self.assertEqual(self.watcher.errors[0].said, "This account is not available")
 
+    def test_a_start_up_file_that_does_not_end_its_line(self) -> None:
+        """As those that give a terminal a title."""
+        host = Host()
+        said = b"\033]0;node7\007%s begins\n%s is in /tmp/pexec-7\n"
+        host.folder = CommandResult(0, None, said, b"")
+        self.launch(host)
+        self.assertEqual(self.watcher.heard, ["started node7"])
+
     def test_it_comes_back_at_another_place_that_the_same_file_names(self) -> None:
         first, second = Host(), Host(RUNNING)
         self.launch(first, second)
