@@ -151,10 +151,13 @@ def test_a_connection_that_is_cut_before_tls_begins_is_one_of_many(
 ) -> None:
     """A client that has just begun loads TLS when it is connected, which takes its time."""
     here, go = tmp_path / "here", tmp_path / "go"
-    wait = f'open("{here}", "w").close()\n'
-    wait += f'        while not os.path.exists("{go}"): time.sleep(0.01)'
+    lines = (
+        f'open("{here}", "w").close()',
+        f'while not os.path.exists("{go}"): time.sleep(0.01)',
+        "import ssl  #",
+    )
     slow = tmp_path / "client.py"
-    slow.write_text(CLIENT.read_text().replace("import ssl  #", f"{wait}\n        import ssl  #"))
+    slow.write_text(CLIENT.read_text().replace(lines[-1], "\n        ".join(lines)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
         server = f"https://127.0.0.1:{listener.getsockname()[1]}#{'0' * 64}"
