@@ -271,7 +271,7 @@ class JobService(Service):
             await launcher.stop()
             # Last, for clients that leave may still bring results.
             report = await collector.finish()
-            finish = _with_collection(finish, report)
+            finish = _in_the_end(finish, session.totals(), report)
             self.status = finish.outcome.value
             self._numbers = numbers = summary(self._snapshot(session), finish, report)
             self._log.info("the end: {text}", text=lines(numbers)[0])
@@ -499,8 +499,14 @@ class _LeavingError(Exception):
     """The master leaves before the end of the run."""
 
 
-def _with_collection(finish: Finish, report: CollectReport) -> Finish:
-    """How a run ended: one whose results are not all where they belong was no success."""
+def _in_the_end(finish: Finish, totals: Totals, report: CollectReport) -> Finish:
+    """How a run ended, with what came late.
+
+    Valid results that clients brought as they left may have made every task done after all; and
+    one whose results are not all where they belong was no success.
+    """
+    if finish.outcome is Outcome.SOME_FAILED and totals.done == totals.tasks:
+        finish = Finish(Outcome.SUCCEEDED)
     if finish.outcome is Outcome.SUCCEEDED and (report.not_collected or report.errors):
         return Finish(Outcome.SOME_FAILED, "not all results could be collected")
     return finish

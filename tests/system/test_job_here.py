@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -602,6 +604,30 @@ def test_a_port_that_is_in_use_is_waited_for(tmp_path: Path) -> None:
         wait_until(lambda: "it is in use" in job.log())
     job.finish(process)
     assert job.lines("results.txt") == ["n|output", "1|1", "2|2"]
+
+
+def test_a_late_result_of_the_last_failed_task_makes_the_run_a_success(tmp_path: Path) -> None:
+    text = ECHO.replace("[worker]", "cluster = hosts\nattempts = 1\n[worker]")
+    job = JobFolder(tmp_path / "job", text, numbers(1), {"hosts": "localhost start=no\n"})
+    process = job.start()
+    card = job.path / "job.pexecd" / "session.json"
+    wait_until(card.exists)
+    about = json.loads(card.read_bytes())
+
+    def send(path: str, body: bytes | None = None) -> bytes:
+        url = f"{about['url']}{path}sessionID={about['session']}"
+        with urlopen(url, body, LONG) as answer:
+            return bytes(answer.read())
+
+    ticket = send("/task?").split(b"\n")[0].removeprefix(b"Ticket=").decode()
+    send(f"/failed?ticket={ticket}&")
+    result = b"[Result]\nName=output\n--begin content--\n1\n--end content--\n"
+    send(f"/complete?ticket={ticket}&", result)
+    with pytest.raises(HTTPError, match="503"):
+        send("/task?")
+    job.finish(process)
+    assert job.statistics()["outcome"] == "succeeded"
+    assert job.lines("results.txt") == ["n|output", "1|1"]
 
 
 def test_a_run_that_waits_for_its_port_can_be_interrupted(tmp_path: Path) -> None:
