@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -15,12 +16,13 @@ from twisted.conch.ssh.common import NS, getNS
 from twisted.conch.ssh.connection import SSHConnection
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pexecd.errors import ForwardRefusedError, HostError
 from pexecd.ports import CommandResult, IConnection
-from pexecd.ssh.errors import TimedOutError
+from pexecd.ssh.errors import ChannelRefusedError, TimedOutError
 from pexecd.ssh.quiet import QUIET
 from pexecd.ssh.scp import Upload
 from pexecd.ssh.session import Command, Session
@@ -30,6 +32,9 @@ from pexecd.units import Seconds
 #: sshd allows ten sessions on a connection (MaxSessions), and when many end and begin at once
 #: those that end still count for a moment: so half of it.
 MOST_CHANNELS = 5
+#: After these pauses a session that was refused is asked for again: one that ended just now may
+#: still count, and there are servers that allow only one.
+ASKED_AGAIN: tuple[Seconds, ...] = (0.1, 0.3, 1.0)
 
 #: How long a server may take to pass on what is in its tunnels before they are closed.
 LAST_WORDS_LIMIT: Seconds = 3.0
@@ -151,13 +156,20 @@ class Connection(SSHConnection):
     async def _in_channel(self, stage: str, make: Callable[..., Session]) -> CommandResult:
         await self._slots.acquire()
         try:
-            if self.error is not None:
-                raise self.error
-            session = make(self._host, stage, self._reactor, self._channel_limit)
-            self.openChannel(session)
-            return await session.done
+            for pause in ASKED_AGAIN:
+                with suppress(ChannelRefusedError):
+                    return await self._in_new_channel(stage, make)
+                await deferLater(self._reactor, pause)
+            return await self._in_new_channel(stage, make)
         finally:
             self._slots.release()
+
+    def _in_new_channel(self, stage: str, make: Callable[..., Session]) -> Deferred[CommandResult]:
+        if self.error is not None:
+            raise self.error
+        session = make(self._host, stage, self._reactor, self._channel_limit)
+        self.openChannel(session)
+        return session.done
 
     # --- for the transport -------------------------------------------------------------------
 

@@ -477,6 +477,13 @@ class TestCommands(SSHCase):
             await connection.run("exec sleep 60", b"", 0.3)
         self.assertEqual((await self.run_command(connection, "echo alive")).stdout, b"alive\n")
 
+    async def test_a_server_that_takes_one_command_at_a_time(self) -> None:
+        """Each begins when the one before has ended, which still counts there for a moment."""
+        connection = await self.connect(lab.sshd("127.0.0.17", extra="MaxSessions 1"))
+        for n in range(10):
+            result = await self.run_command(connection, f"echo {n}")
+            self.assertEqual(result.stdout, b"%d\n" % n)
+
     async def test_no_session_is_allowed(self) -> None:
         host = lab.sshd("127.0.0.16", extra="MaxSessions 0")
         connection = await self.connect(host)
