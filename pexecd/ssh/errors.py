@@ -5,7 +5,12 @@ Every message says what happened, in the peer's own words where it has any, and 
 
 from __future__ import annotations
 
+import re
+
 from pexecd.errors import HostError
+
+#: In our words, and in those of ssh: how the host would let the user in.
+_ASKS_FOR = re.compile(r"(?:asks for |Permission denied \()([\w,.@-]+)")
 
 #: Kerberos, as SSH servers call it.
 GSSAPI = "gssapi-with-mic"
@@ -125,6 +130,11 @@ class KeysRejectedError(HostError):
         if GSSAPI in methods:
             kerberos = "get a Kerberos ticket with kinit, and set `GSSAPIAuthentication yes`"
             self.advice = f"{self.advice}; or {kerberos}" if "publickey" in methods else kerberos
+        elif (asks := _ASKS_FOR.search(methods)) and "publickey" not in asks[1]:
+            self.advice = (
+                "nobody can be asked here: have the host take a key alone, or log in once by hand "
+                "with `ssh -M` and a ControlPath in the SSH configuration, which is then used"
+            )
         super().__init__(host, stage, reason, said)
 
 

@@ -191,11 +191,14 @@ class TestKeys(SSHCase):
         extra = "PubkeyAuthentication no\nPasswordAuthentication yes"
         error = await self.fails(KeysRejectedError, lab.sshd("127.0.0.27", extra=extra))
         self.assertIn("the host takes no key, it asks for password", str(error))
+        self.assertIn("ssh -M", str(error))
+        self.assertNotIn("authorized_keys", str(error))
 
     async def test_a_host_that_asks_for_a_key_and_a_password(self) -> None:
         extra = "AuthenticationMethods publickey,password\nPasswordAuthentication yes"
         error = await self.fails(KeysRejectedError, lab.sshd("127.0.0.28", extra=extra))
         self.assertIn("the host also asks for password", str(error))
+        self.assertIn("ssh -M", str(error))
 
     async def test_two_keys_are_asked_for(self) -> None:
         second = new_key("ed25519")
