@@ -190,12 +190,15 @@ def _load(file: Path) -> KeyFile | None:
         return KeyFile(str(file), blob, None, "a public key, and not in ssh-agent")
     try:
         key = _private_key(text)
+        blob = key.public().blob()
     except TypeError:  # as cryptography says that a passphrase is missing
         problem = "encrypted, and not in ssh-agent"
     except (ValueError, UnsupportedAlgorithm) as error:
         problem = f"no key that can be used here ({error})"
+    except (KeyError, RuntimeError):  # as Conch says that it does not know its curve, or its kind
+        problem = "no key that can be used here (of a kind that SSH has no name for)"
     else:
-        return KeyFile(str(file), key.public().blob(), key)
+        return KeyFile(str(file), blob, key)
     half = _public_half(file)
     blob = half.blob if half else _openssh_blob(text)
     return KeyFile(str(file), blob, None, problem)

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448
 
 from pexecd.ssh.agent import AgentClient
 from pexecd.ssh.keys import (
@@ -53,6 +55,23 @@ def test_encrypted_keys_still_show_their_public_half(tmp_path: Path, kind: str) 
     assert without.key is None
     assert without.blob is not None
     assert "encrypted" in without.problem
+
+
+def test_keys_that_no_ssh_uses(tmp_path: Path) -> None:
+    """As those of a web server may be; the other keys are of use all the same."""
+    plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    for name, key in (
+        ("kind", ed448.Ed448PrivateKey.generate()),
+        ("curve", ec.generate_private_key(ec.SECP224R1())),
+    ):
+        pem = key.private_bytes(*plain, serialization.NoEncryption())
+        (tmp_path / name).write_bytes(pem)
+    files = [tmp_path / "kind", tmp_path / "curve", make(tmp_path / "key")]
+    kind, curve, other = load_key_files(files)
+    assert (kind.key, curve.key) == (None, None)
+    assert "of a kind that SSH has no name for" in kind.problem
+    assert curve.problem == kind.problem
+    assert other.key
 
 
 def test_files_that_hold_no_key(tmp_path: Path) -> None:
