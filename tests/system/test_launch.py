@@ -417,14 +417,15 @@ class TestHere(LaunchCase):
         await self.watcher.until(lambda: len(self.watcher.started) == 2)
         self.assertEqual(self.watcher.ended, [(":", "signal 9")])
 
-    def spare(self, program: Path, python: str = sys.executable) -> local.Spare:
+    async def spare(self, program: Path, python: str = sys.executable) -> local.Spare:
         spare = local.Spare(reactor, python, program)
         self.addCleanup(spare.stop)
+        await becomes(lambda: processes(str(program)))  # no command line before it has begun
         return spare
 
     async def test_one_that_was_started_already_is_told(self) -> None:
         program = self.own_copy()
-        spare = self.spare(program)
+        spare = await self.spare(program)
         (before,) = processes(str(program))
         launcher = self.launch(self.here(), client=program, spare=spare)
         await becomes(lambda: "/task :" in self.master.asked)
@@ -437,7 +438,7 @@ class TestHere(LaunchCase):
 
     async def test_one_that_was_started_already_and_has_died(self) -> None:
         program = self.own_copy()
-        spare = self.spare(program)
+        spare = await self.spare(program)
         (before,) = processes(str(program))
         os.kill(before, signal.SIGKILL)
         await becomes(lambda: not Path(f"/proc/{before}").exists())
@@ -446,7 +447,7 @@ class TestHere(LaunchCase):
 
     async def test_one_that_was_started_already_by_another_python(self) -> None:
         program = self.own_copy()
-        spare = self.spare(program)
+        spare = await self.spare(program)
         (before,) = processes(str(program))
         self.launch(self.here(python="/usr/bin/python3"), client=program, spare=spare)
         await becomes(lambda: "/task :" in self.master.asked)
