@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThread
 
 from pexecd.core.values import Caller
 from pexecd.errors import JournalError
+from pexecd.protocol.site import READ_AT_ONCE
 from tests.system.protocol_server import (
     ANNOUNCED,
     PATIENCE,
@@ -345,7 +346,7 @@ class BoundTests(ServerCase):
         await self.turn()
         (channel, _), upload = self.site.channels[0], self.session.uploads[0]
         self.assertNotIn(channel.transport, self.reactor.getReaders())
-        self.assertLess(upload.written, 200_000)
+        self.assertLessEqual(upload.written, READ_AT_ONCE)
         self.session.disk = None
         disk.callback(None)
         self.assertEqual((await posted).status, 200)
