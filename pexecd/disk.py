@@ -87,8 +87,11 @@ class Disk:
 
     # --- who waits --------------------------------------------------------------------------
 
-    def room(self, patience: Seconds) -> Deferred[None]:
+    def room(self, patience: Seconds | None = None) -> Deferred[None]:
         """Fires when there is room.
+
+        Args:
+            patience: for so long it is waited for; None: however long it takes.
 
         Returns:
             Fails with ``JournalError`` after ``patience`` seconds without, with
@@ -98,6 +101,8 @@ class Disk:
             return succeed(None)
         waiting: Deferred[None] = Deferred(self._waiting.discard)
         self._waiting.add(waiting)
+        if patience is None:
+            return waiting
 
         def late(_result: object, _patience: Seconds) -> None:
             raise JournalError(self.full)

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pexecd.core.effects import Judge
+from pexecd.disk import Disk
 from pexecd.errors import JournalError
 from pexecd.ports import IJournal, IJudge, Verdict
 from pexecd.telling import TableFeed
@@ -27,6 +28,7 @@ class Judging:
         judge: validates them.
         feed: reads their parameters.
         columns: the names of these.
+        disk: on one that is full validation may fail for that: then it waits, and tries again.
         judged: called with tickets and verdicts: of all that were judged at once.
         log: hears of what should not happen.
     """
@@ -37,6 +39,7 @@ class Judging:
         judge: IJudge,
         feed: TableFeed,
         columns: Sequence[str],
+        disk: Disk,
         judged: Callable[[Sequence[tuple[int, Verdict]]], None],
         log: Logger,
     ) -> None:
@@ -44,6 +47,7 @@ class Judging:
         self._judge = judge
         self._feed = feed
         self._columns = columns
+        self._disk = disk
         self._judged = judged
         self._log = log
         self._waiting: OrderedDict[int, Judge] = OrderedDict()
@@ -81,17 +85,24 @@ class Judging:
 
     async def _one(self, deed: Judge) -> None:
         try:
-            row = self._feed.ready(deed.task) or await self._feed.row(deed.task)
-            results = (await self._journal.results([deed.ticket])).get(deed.ticket, ())
-            parameters = dict(zip(self._columns, row.cells, strict=True))
-            verdict = await self._judge.judge(deed.task, parameters, results)
-        except JournalError as error:
-            verdict = Verdict(None, str(error))
+            verdict = await self._verdict(deed)
+            while verdict.valid is None and self._disk.full:
+                await self._disk.room()
+                verdict = await self._verdict(deed)
         finally:
             self._running -= 1
         if not self._closed:
             self._verdicts.append((deed.ticket, verdict))
             self.begin()
+
+    async def _verdict(self, deed: Judge) -> Verdict:
+        try:
+            row = self._feed.ready(deed.task) or await self._feed.row(deed.task)
+            results = (await self._journal.results([deed.ticket])).get(deed.ticket, ())
+            parameters = dict(zip(self._columns, row.cells, strict=True))
+            return await self._judge.judge(deed.task, parameters, results)
+        except JournalError as error:
+            return Verdict(None, str(error))
 
 
 def spawn(coroutine: Coroutine[Deferred[Any], Any, object], log: Logger, doing: str) -> None:

@@ -201,7 +201,13 @@ class RunningSession:
         #: No host can be used, and the core knows that.
         self._no_use = False
         self._judging = Judging(
-            parts.journal, parts.judge, self._feed, job.columns, self._judged, self.log
+            parts.journal,
+            parts.judge,
+            self._feed,
+            job.columns,
+            self.disk,
+            self._judged,
+            self.log,
         )
         #: Events that wait for their records, or for earlier ones, to be on disk.
         self._writing = 0
