@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -593,15 +594,23 @@ def test_a_second_master_says_who_holds_the_state(tmp_path: Path) -> None:
     job.assert_nothing_left()
 
 
-def test_a_port_that_is_in_use_is_waited_for(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def waiting_for_its_port(folder: Path) -> Iterator[tuple[JobFolder, subprocess.Popen[str]]]:
+    """A run whose port another program has until the block ends."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         listen = f"listen = tcp:{port}:interface=127.0.0.1\n[worker]"
-        job = JobFolder(tmp_path / "job", ECHO.replace("[worker]", listen), numbers(2))
+        job = JobFolder(folder / "job", ECHO.replace("[worker]", listen), numbers(2))
         process = job.start()
         wait_until(lambda: "it is in use" in job.log())
+        yield job, process
+
+
+def test_a_port_that_is_in_use_is_waited_for(tmp_path: Path) -> None:
+    with waiting_for_its_port(tmp_path) as (job, process):
+        pass
     job.finish(process)
     assert job.lines("results.txt") == ["n|output", "1|1", "2|2"]
 
@@ -631,14 +640,7 @@ def test_a_late_result_of_the_last_failed_task_makes_the_run_a_success(tmp_path:
 
 
 def test_a_run_that_waits_for_its_port_can_be_interrupted(tmp_path: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        listen = f"listen = tcp:{port}:interface=127.0.0.1\n[worker]"
-        job = JobFolder(tmp_path / "job", ECHO.replace("[worker]", listen), numbers(2))
-        process = job.start()
-        wait_until(lambda: "it is in use" in job.log())
+    with waiting_for_its_port(tmp_path) as (job, process):
         interrupt(process)
         job.finish(process, expect=130)
     job.run()
