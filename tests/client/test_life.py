@@ -31,6 +31,11 @@ def running(hosts: Hosts, words: str = SLEEPS) -> int:
 # --- the beginning ---------------------------------------------------------------------------
 
 
+def holds_something(path: Path) -> bool:
+    """Whether a file is there, and was written to."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def test_positional_arguments_as_in_the_founding_document(hosts: Hosts, master: Master) -> None:
     master.worker = WORKER
     master.config["Worker"] = "ising"
@@ -209,7 +214,7 @@ def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> N
     master.stop()
     (folder,) = hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}")
     (folder / "go").touch()
-    until(lambda: list(hosts.dir.glob("sweep-*/h*/unsent")))
+    until(lambda: any(map(holds_something, hosts.dir.glob("sweep-*/h*/unsent"))))
     assert client.poll() is None
     master.add(Task(10001, "echo more"))
     master.start()
@@ -468,7 +473,7 @@ def test_what_two_clients_have_kept_is_posted_once(
         master.answers[path] = [(503, "60")]
     (hosts.home / "go").touch()
     (place,) = hosts.places()
-    until((place / "unsent").exists)
+    until(lambda: holds_something(place / "unsent"))
     client.kill()
     client.wait()
     assert hosts.gone()
@@ -495,7 +500,7 @@ def test_a_refused_session_leaves_nothing_of_earlier_clients(
         path = "/exchange" if exchange else "/complete"
         master.answers[path] = [(503, "60"), (403, None)]
     (hosts.home / "go").touch()
-    until(lambda: list(hosts.dir.glob("sweep-*/h*/unsent")))
+    until(lambda: any(map(holds_something, hosts.dir.glob("sweep-*/h*/unsent"))))
     master.wait(lambda: len(master.answers[path]) == 1)  # or the next client had that answer
     client.kill()
     client.wait()
