@@ -460,27 +460,43 @@ def test_what_cannot_be_taken_over_stays_where_it_is(hosts: Hosts, master: Maste
     assert not hosts.dir.exists()
 
 
+def killed_with_a_result(
+    hosts: Hosts, master: Master, path: str, *then: tuple[int, str | None]
+) -> Path:
+    """The folder of a client that was killed when it had kept a result: it was to come again.
+
+    Args:
+        hosts: where it ran.
+        master: who did not take the result.
+        path: what the result was posted to.
+        then: how the next ones that post there are answered.
+    """
+    master.add(Task(10000, f"/bin/sh -c 'until test -e {hosts.home}/go; do sleep 0.02; done'"))
+    client = hosts.start()
+    until(lambda: running(hosts, "/bin/sh -c until"))
+    with master.changed:
+        master.answers[path] = [(503, "60"), *then]
+    (hosts.home / "go").touch()
+    (place,) = hosts.places()
+    until(lambda: holds_something(place / "unsent"))
+    # or the next client had that answer
+    master.wait(lambda: len(master.answers[path]) == len(then))
+    client.kill()
+    client.wait()
+    return place
+
+
 @BOTH
 def test_what_two_clients_have_kept_is_posted_once(
     hosts: Hosts, master: Master, exchange: bool
 ) -> None:
     """One takes over what another has kept, and is killed before it is out of the other's file."""
-    master.add(Task(10000, f"/bin/sh -c 'until test -e {hosts.home}/go; do sleep 0.02; done'"))
-    client = hosts.start()
-    until(lambda: running(hosts, "/bin/sh -c until"))
     path = "/exchange" if exchange else "/complete"
-    with master.changed:
-        master.answers[path] = [(503, "60")]
-    (hosts.home / "go").touch()
-    (place,) = hosts.places()
-    until(lambda: holds_something(place / "unsent"))
-    client.kill()
-    client.wait()
+    place = killed_with_a_result(hosts, master, path)
     assert hosts.gone()
     shutil.copytree(place, f"{place}0")
     with master.changed:
         master.live.clear()
-        master.answers.clear()
 
     assert hosts.run() == 0
 
@@ -493,17 +509,7 @@ def test_what_two_clients_have_kept_is_posted_once(
 def test_a_refused_session_leaves_nothing_of_earlier_clients(
     hosts: Hosts, master: Master, exchange: bool
 ) -> None:
-    master.add(Task(10000, f"/bin/sh -c 'until test -e {hosts.home}/go; do sleep 0.02; done'"))
-    client = hosts.start()
-    until(lambda: running(hosts, "/bin/sh -c until"))
-    with master.changed:
-        path = "/exchange" if exchange else "/complete"
-        master.answers[path] = [(503, "60"), (403, None)]
-    (hosts.home / "go").touch()
-    until(lambda: any(map(holds_something, hosts.dir.glob("sweep-*/h*/unsent"))))
-    master.wait(lambda: len(master.answers[path]) == 1)  # or the next client had that answer
-    client.kill()
-    client.wait()
+    killed_with_a_result(hosts, master, "/exchange" if exchange else "/complete", (403, None))
 
     assert hosts.run() == 66
 
