@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.process import ProcessReader, reapProcessHandlers
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
@@ -366,6 +367,11 @@ class TestJumps(WaysCase):
             each.cancel()
             with self.assertRaises(CancelledError):
                 await each
+        # one of them may still have asked `ssh -G`, whose end is seen a moment after it was killed
+        while any(isinstance(reader, ProcessReader) for reader in reactor.getReaders()):
+            await deferLater(reactor, 0.01)
+        while reapProcessHandlers:
+            await deferLater(reactor, 0.01)
 
 
 class TestSystemSSH(WaysCase):
