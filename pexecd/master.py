@@ -95,9 +95,12 @@ from pexecd.ports import (
 from pexecd.protocol.exchange import EXCHANGE_MOST, Posted
 from pexecd.protocol.wire import TaskMessage
 from pexecd.telling import TableFeed, Teller, UntellableError
+from pexecd.tuples import by_place
 from pexecd.units import Instant, Seconds
 
 _RECORDS = frozenset(get_args(Record))
+_kept = by_place(ResultKept)
+_stored = by_place(StoredResult)
 
 #: IDs of clients begin so: no peer's address does.
 _CLIENT = "client-"
@@ -508,7 +511,7 @@ class RunningSession:
         for ticket, _, contents in posted.complete:
             if core.wanted(ticket):
                 results = spooled.get(ticket) or _inline(contents)
-                kept.append(ResultKept(ticket, core.task_of(ticket), results))
+                kept.append(_kept((ticket, core.task_of(ticket), results)))
             elif ticket in spooled:  # a repeat, or another copy, was faster
                 self._parts.spool.discard(spooled[ticket])
         event = Exchanged(
@@ -786,7 +789,10 @@ class RunningSession:
 
 
 def _inline(contents: Mapping[str, bytes]) -> tuple[StoredResult, ...]:
-    return tuple([StoredResult(name, len(data), data, None) for name, data in contents.items()])
+    results: tuple[StoredResult, ...] = ()
+    for name, data in contents.items():  # mostly one: a comprehension costs more
+        results += (_stored((name, len(data), data, None)),)
+    return results
 
 
 def _yes_no(value: bool) -> str:

@@ -22,6 +22,9 @@ from pexecd.protocol.wire import (
     TaskMessage,
     holds_closing_line,
 )
+from pexecd.tuples import by_place
+
+_message = by_place(TaskMessage)
 
 
 class UntellableError(PexecdError):
@@ -121,20 +124,20 @@ class Teller:
             UntellableError: it cannot be told: an input file is gone.
         """
         inputs: tuple[InputFile, ...] = ()
-        for name, content in self._renderer.inputs(row.cells):
+        number, cells = row
+        renderer = self._renderer
+        for name, content in renderer.inputs(cells):
             if isinstance(content, bytes):
                 inputs += (InputFile(name, content),)
             else:
                 with _readable(name, content.path):
                     content.path.stat()
                 inputs += (InputFile(name, content.path),)
-        command = self._renderer.line(row.cells)
-        environment = self._renderer.environment(row.cells)
+        command = renderer.line(cells)
+        environment = renderer.environment(cells)
         variables = tuple(environment.items()) if environment else ()
         # by place: this is done for each task
-        return TaskMessage(
-            ticket, self._timeout, command, inputs, self._results, row.number, variables
-        )
+        return _message((ticket, self._timeout, command, inputs, self._results, number, variables))
 
     async def plain_message(self, row: TaskRow, ticket: int) -> TaskMessage:
         """The message for any other client.

@@ -62,7 +62,8 @@ class Dispatch:
 
     def run(self, work: Work, live: int, at: Instant) -> None:
         """The task is worked on by so many live tickets; 0: its result is being judged."""
-        self._unqueue(work.task)
+        if self._retries or self._demanding:
+            self._unqueue(work.task)
         spent = work.attempts >= self._policy.attempts or work.losses >= MOST_LOSSES
         if spent or not 0 < live < self._policy.duplicates:
             self._copyable.pop(work.task, None)
@@ -76,7 +77,8 @@ class Dispatch:
 
     def drop(self, work: Work) -> None:
         """The task is settled."""
-        self._unqueue(work.task)
+        if self._retries or self._demanding:
+            self._unqueue(work.task)
         self._copyable.pop(work.task, None)
 
     def demands(self) -> bool:
@@ -96,10 +98,8 @@ class Dispatch:
         return None
 
     def _unqueue(self, task: int) -> None:
-        if self._retries:
-            self._retries.pop(task, None)
-        if self._demanding:
-            self._demanding.pop(task, None)
+        self._retries.pop(task, None)
+        self._demanding.pop(task, None)
 
     def _fresh(self) -> int | None:
         if not self._ledger.fresh:

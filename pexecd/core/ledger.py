@@ -24,6 +24,9 @@ from pexecd.errors import InvariantBrokenError
 #: Ends that use up an attempt (SPEC section 1).
 COSTLY = frozenset({End.FAILED, End.INVALID, End.TIMED_OUT})
 
+#: To ask the enum for it is three calls.
+DONE = End.DONE
+
 _ENDS = tuple(End)
 #: How an end is stored: its place in ``End``, from 1; 0 is a ticket that has not ended.
 _CODES = {end: code for code, end in enumerate(_ENDS, 1)}
@@ -45,9 +48,8 @@ class Ledger:
 
     def __init__(self, tasks: int) -> None:
         self.tasks = tasks
-        self.fresh = tasks
-        self.done = 0
-        self.failed = 0
+        #: How many tasks are in each phase.
+        self._in_phase = [tasks, 0, 0, 0]
         #: Tickets given out.
         self.given = 0
         self.works: dict[int, Work] = {}
@@ -62,6 +64,21 @@ class Ledger:
         self._host_of = array("I")
         self._end_of = bytearray()
         self._seconds_of = array("d")
+
+    @property
+    def fresh(self) -> int:
+        """How many tasks are fresh."""
+        return self._in_phase[_FRESH]
+
+    @property
+    def done(self) -> int:
+        """How many tasks are done."""
+        return self._in_phase[_DONE]
+
+    @property
+    def failed(self) -> int:
+        """How many tasks have failed."""
+        return self._in_phase[_FAILED]
 
     @property
     def next_ticket(self) -> int:
@@ -98,8 +115,8 @@ class Ledger:
         """Note what became of tasks, before anything else is noted."""
         ends = record.ends
         self._phases[1 : len(ends)] = ends[1:].translate(_SETTLED)
-        self.done, self.failed = ends.count(1), ends.count(2)
-        self.fresh = self.tasks - self.done - self.failed
+        done, failed = ends.count(1), ends.count(2)
+        self._in_phase = [self.tasks - done - failed, 0, done, failed]
 
     def recall(self, record: TicketGiven) -> None:
         """Note a ticket of an earlier run; its task is opened unless it is settled."""
@@ -128,7 +145,7 @@ class Ledger:
             host.busy = busy[name]
 
     def _count(self, record: TicketGiven) -> None:
-        if record.ticket != self.next_ticket:
+        if record.ticket != FIRST_TICKET + len(self._task_of):
             self._reach(record.ticket)
         host = self.hosts.get(record.host) or self.host(record.host)
         self._append(record.task, host.index)
@@ -146,7 +163,7 @@ class Ledger:
     def end(self, record: TicketEnded) -> None:
         """Note a ticket's end, in place of the one it may have had."""
         index = record.ticket - FIRST_TICKET
-        if not self.known(record.ticket):
+        if index >= len(self._task_of) or not self._task_of[index]:
             return  # only in a replay: the record of its giving never reached the disk
         host = self._hosts[self._host_of[index]]
         before = self._end_of[index]
@@ -164,7 +181,7 @@ class Ledger:
         if work is not None and record.ticket >= self._counts_from.get(record.task, 0):
             if before:
                 self._charge(work, _ENDS[before - 1], -1)
-            if record.end is End.DONE:
+            if record.end is DONE:
                 return  # nothing to charge it with
             self._charge(work, record.end, 1)
             if record.end in COSTLY:
@@ -200,20 +217,9 @@ class Ledger:
         self._seconds_of.append(0.0)
 
     def _enter(self, task: int, phase: int) -> None:
-        before = self._phases[task]
+        self._in_phase[self._phases[task]] -= 1
+        self._in_phase[phase] += 1
         self._phases[task] = phase
-        if before == _FRESH:
-            self.fresh -= 1
-        elif before == _DONE:
-            self.done -= 1
-        elif before == _FAILED:
-            self.failed -= 1
-        if phase == _FRESH:
-            self.fresh += 1
-        elif phase == _DONE:
-            self.done += 1
-        elif phase == _FAILED:
-            self.failed += 1
 
     @staticmethod
     def _charge(work: Work, end: End, count: int) -> None:

@@ -21,11 +21,17 @@ from pexecd.core.effects import (
     TicketEnded,
     TicketGiven,
 )
-from pexecd.core.ledger import COSTLY
+from pexecd.core.ledger import COSTLY, DONE
 from pexecd.core.state import Client, Host, KeptResult, Ticket, Work
 from pexecd.core.values import MOST_LOSSES, Caller, End, Failure
 from pexecd.errors import spoken
+from pexecd.tuples import by_place
 from pexecd.units import Instant, Seconds
+
+_given = by_place(TicketGiven)
+_ended = by_place(TicketEnded)
+_done = by_place(TaskDone)
+_settle = by_place(Settle)
 
 
 class Progress:
@@ -78,9 +84,7 @@ class Progress:
         """
         client.answered = self._context.at
         number = self._ledger.next_ticket
-        record = TicketGiven(
-            number, task, caller.client, caller.host, caller.managed, caller.speaks
-        )
+        record = _given((number, task, caller.client, caller.host, caller.managed, caller.speaks))
         work = self._ledger.give(record)
         ticket = self.begin(number, work, client, begun)
         if client.host.aside is not None:
@@ -419,8 +423,8 @@ class Progress:
         if self._ledger.is_done(work.task):
             effects.append(Discard(number))  # both were late, for a task that had failed
             return
-        self._end_result(work, number, seconds, End.DONE)
-        done = TaskDone(work.task, number)
+        self._end_result(work, number, seconds, DONE)
+        done = _done((work.task, number))
         self._ledger.finish(done)
         effects.append(done)
         for ticket in work.tickets:
@@ -433,14 +437,14 @@ class Progress:
             effects.append(Discard(other.ticket))
             self._standings.release(other.host, other)
         self._dispatch.drop(work)
-        effects.append(Settle(work.task, number))
+        effects.append(_settle((work.task, number)))
         if self._standings.succeed(host):
             effects.append(Tell(f"{spoken(host.name)}: does well again"))
 
     def _end_result(
         self, work: Work, number: int, seconds: Seconds, end: End, reason: str = ""
     ) -> None:
-        record = TicketEnded(number, work.task, end, reason, 0, 0, seconds)
+        record = _ended((number, work.task, end, reason, 0, 0, seconds, b""))
         self._ledger.end(record)
         self._context.effects.append(record)
 

@@ -20,16 +20,14 @@ class Renderer:
     def __init__(self, job: Job) -> None:
         self._columns = job.columns
         self._command = job.worker.command
+        #: A line's command, in POSIX shell quoting, of its cells.
+        self.line = job.worker.command.line_of_cells(job.columns)
         self._shell = job.worker.shell
         self._inputs = [(rule.file, _content_of(rule, job.folder)) for rule in job.inputs]
 
     def parameters(self, cells: Sequence[str]) -> dict[str, str]:
         """The names of a line's cells, and the cells."""
         return dict(zip(self._columns, cells, strict=True))
-
-    def line(self, cells: Sequence[str]) -> str:
-        """A line's command, in POSIX shell quoting."""
-        return self._command.line(self.parameters(cells))
 
     def environment(self, cells: Sequence[str]) -> Mapping[str, str]:
         """Variables beyond the job's ``[env]``: the parameters, with ``shell = yes``."""

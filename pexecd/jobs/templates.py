@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from pexecd.jobs.mistakes import did_you_mean
 
@@ -41,6 +42,8 @@ _WORD_PARTS = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+#: What makes shlex.quote put a word into quotes.
+_UNSAFE = re.compile(r"[^\w@%+=:,./-]", re.ASCII).search
 _UNCLOSED = {
     "'": "a single quote is not closed",
     '"': "a double quote is not closed",
@@ -120,6 +123,17 @@ class Pattern:
             parts[place] = values[name]
         return "".join(parts)
 
+    def of_cells(self, columns: Sequence[str]) -> Callable[[Sequence[str]], str]:
+        """``fill`` for the cells of these columns, in a form that costs a third."""
+        if not self._holes:
+            text = self._parts[0]
+            return lambda _: text
+        if self._parts == [""]:
+            return itemgetter(columns.index(self._holes[0][1]))
+        form = _form(self._parts, [place for place, _ in self._holes])
+        cells_of = itemgetter(*[columns.index(name) for _, name in self._holes])
+        return lambda cells: form % cells_of(cells)
+
     def compiled(self, columns: Sequence[str]) -> list[str | int]:
         """The literal texts, and for each variable the place of its column."""
         parts: list[str | int] = [*self._parts]
@@ -138,7 +152,7 @@ class CommandPattern:
         text: the command as it was written.
     """
 
-    __slots__ = ("_holes", "_quoted", "_words", "text")
+    __slots__ = ("_holes", "_words", "text")
 
     def __init__(self, text: str, words: Iterable[Pattern]) -> None:
         self.text = text
@@ -148,7 +162,6 @@ class CommandPattern:
             if word.names:
                 self._holes.append((place, word))
             self._words.append("" if word.names else word.fill({}))
-        self._quoted = [shlex.quote(word) for word in self._words]
 
     @classmethod
     def parse(cls, text: str, variables: Collection[str] | None = None) -> CommandPattern:
@@ -178,12 +191,26 @@ class CommandPattern:
             words[place] = pattern.fill(values)
         return words
 
-    def line(self, values: Mapping[str, str]) -> str:
-        """The same as one line in POSIX shell quoting."""
-        words = self._quoted.copy()
-        for place, pattern in self._holes:
-            words[place] = shlex.quote(pattern.fill(values))
-        return " ".join(words)
+    def line_of_cells(self, columns: Sequence[str]) -> Callable[[Sequence[str]], str]:
+        """One line in POSIX shell quoting, of the cells of these columns: see ``words``."""
+        quoted = [shlex.quote(word) for word in self._words]
+        form = " ".join(quoted)
+        if not self._holes:
+            return lambda _: form
+        form = _form(
+            [part for word in quoted for part in (" ", word)][1:],
+            [2 * place for place, _ in self._holes],
+        )
+        fills = [pattern.of_cells(columns) for _, pattern in self._holes]
+
+        def line(cells: Sequence[str]) -> str:
+            words: tuple[str, ...] = ()
+            for fill in fills:  # a comprehension would cost as much as three of them
+                word = fill(cells)
+                words += (shlex.quote(word) if not word or _UNSAFE(word) else word,)
+            return form % words
+
+        return line
 
     def compiled(self, columns: Sequence[str]) -> list[list[str | int]]:
         """Each word as ``Pattern.compiled``."""
@@ -194,6 +221,13 @@ class CommandPattern:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text!r})"
+
+
+def _form(parts: Sequence[str], holes: Collection[int]) -> str:
+    """The parts as one text for ``%``, with ``%s`` where holes are."""
+    return "".join(
+        "%s" if place in holes else part.replace("%", "%%") for place, part in enumerate(parts)
+    )
 
 
 def _split(text: str, variables: Collection[str] | None, problems: list[Problem]) -> list[Pattern]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from pexecd.core.values import Failure
@@ -34,12 +35,10 @@ MOST_WANTED = 1024
 #: The longest report of one failure, in bytes, as in ``/failed``.
 REPORT_MOST = 65536
 
-#: The whole head of an attempt that was done and has one such result: most entries are these.
-_DONE = re.compile(
-    rb"complete ([0-9]{1,18}) ([0-9]{1,8}\.[0-9]{3}) ([0-9]{1,9})\n" + RESULT.pattern
-)
-
 _TICKET = re.compile(rb"[0-9]{1,18}")
+
+#: The end of an entry with a result.
+_CLOSED = CLOSING + b"\n"
 
 
 @dataclass(slots=True)
@@ -69,12 +68,23 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
     """
     posted = Posted()
     ended: set[int] = set()
+    name = next(iter(names)) if len(names) == 1 else ""
+    usual = _usual(name) if name else None
+    limit = len(body) if most is None else most
     at = 0
     while at < len(body):
-        if (done := _DONE.match(body, at)) and (told := _told_at_once(body, done, names, most)):
-            results, at = told
-            posted.complete.append((_once(int(done[1]), ended), float(done[2]), results))
-            continue
+        if usual is not None and (head := usual.match(body, at)):
+            start, told = head.end(), int(head[3])
+            end = start + int(head[4])
+            if (
+                told <= limit
+                and told == end + len(CLOSING) - head.end(3) - 1
+                and body.startswith(_CLOSED, end)
+            ):
+                number = _once(int(head[1]), ended)
+                posted.complete.append((number, float(head[2]), {name: body[start:end]}))
+                at = end + len(_CLOSED)
+                continue
         end = body.find(b"\n", at)
         words = body[at : end if end >= 0 else len(body)].split()
         at = end + 1 if end >= 0 else len(body)
@@ -104,25 +114,18 @@ def decode_exchange(body: bytes, names: AbstractSet[str], most: int | None = Non
     return posted
 
 
-def _told_at_once(
-    body: bytes, head: re.Match[bytes], names: AbstractSet[str], most: int | None
-) -> tuple[Mapping[str, bytes], int] | None:
-    """The results of an entry whose head is ``_DONE``, and where the next entry begins.
+@lru_cache(maxsize=64)
+def _usual(name: str) -> re.Pattern[bytes] | None:
+    """The head of an attempt that has this result and no other: most entries are these.
 
-    None: it is to be read with more care.
+    None: for one of that name they are to be read with more care.
     """
-    start = head.end()
-    end = start + int(head[5])
-    size = end + len(CLOSING) - head.end(3) - 1
-    if (
-        len(names) != 1
-        or head[4].decode(errors="replace") not in names
-        or size != int(head[3])
-        or (most is not None and size > most)
-        or not body.startswith(CLOSING + b"\n", end)
-    ):
+    told = name.encode("utf-8", "surrogateescape")
+    if RESULT.fullmatch(b"[Result]\nName=%b\nLength=0\n--begin content--\n" % told) is None:
         return None
-    return dict.fromkeys(names, body[start:end]), end + len(CLOSING) + 1
+    ran = rb"complete ([0-9]{1,18}) ([0-9]{1,8}\.[0-9]{3}) ([0-9]{1,9})\n"
+    result = rb"\[Result\]\nName=%b\nLength=([0-9]{1,9})\n--begin content--\n"
+    return re.compile(ran + result % re.escape(told))
 
 
 def _inner(body: bytes, at: int, length: bytes) -> tuple[bytes, int]:
@@ -228,10 +231,12 @@ def encode_supply(
         sizes: the size in bytes of every file among the inputs.
     """
     pieces: list[bytes | Path] = []
-    text = bytearray(b"".join(b"over %d\n" % ticket for ticket in over))
+    text = bytearray(b"".join([b"over %d\n" % ticket for ticket in over]))
     for message in tasks:
         parts = encode_task(message, framed=True, sizes=sizes)
-        length = sum(sizes[part] if isinstance(part, Path) else len(part) for part in parts)
+        length = 0
+        for part in parts:
+            length += sizes[part] if isinstance(part, Path) else len(part)
         text += b"task %d\n" % length
         for part in parts:
             if isinstance(part, Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,6 +98,7 @@ class Journal:
         self._error: JournalError | None = None
         self._watchers: list[Callable[[str], None]] = []
         #: Of the database: what is committed to one that was deleted is not stored.
+        self._file = str(path)  # a Path takes as long to be put into words as the look does
         self._inode = path.stat().st_ino
         self._thread = WorkThread("journal", reactor)
         self.meta: Mapping[str, str] = {}
@@ -432,7 +434,7 @@ class Journal:
 
     def _there(self) -> bool:
         try:
-            return self._path.stat().st_ino == self._inode
+            return os.stat(self._file).st_ino == self._inode
         except OSError:
             return False
 

@@ -11,9 +11,11 @@ from twisted.internet.defer import Deferred
 from pexecd.core.effects import TicketEnded, TicketGiven
 from pexecd.ports import JoblogRow, ResultDropped, ResultKept, StoredResult, TaskRow
 from pexecd.store.writing import ENDS, Written, text_of
+from pexecd.tuples import by_place
 from pexecd.units import Stamp
 
 V = TypeVar("V")
+_joblog_row = by_place(JoblogRow)
 
 #: So many bytes of what came last are kept at least, of tickets and of lines; twice that at most.
 MOST = 2 << 20
@@ -116,19 +118,22 @@ class Lately:
             received = 0
             for result in ticket.results:
                 received += result.size
-            row = JoblogRow(
-                number,
-                ended.task,
-                text_of(ticket.host),
-                ticket.begun.now,
-                ended.seconds,
-                ENDS[ended.end],
-                ended.exit_status,
-                ended.signal,
-                0,
-                received,
-                text_of(ended.reason),
-                ended.stderr,
+            _, task, end, reason, exit_status, signal, seconds, stderr = ended
+            row = _joblog_row(
+                (
+                    number,
+                    task,
+                    text_of(ticket.host),
+                    ticket.begun.now,
+                    seconds,
+                    ENDS[end],
+                    exit_status,
+                    signal,
+                    0,
+                    received,
+                    text_of(reason) if reason else "",
+                    stderr,
+                )
             )
             found.append((row, line))
         return found

@@ -96,6 +96,9 @@ class _AttemptLog:
                 raise
 
 
+_LINE = "%d\t%s\t%.3f\t%.3f\t%d\t%d\t%d\t%d\t%s\t%d\t%s\t%s\n"
+
+
 @implementer(IAttemptLog)
 class Joblog(_AttemptLog):
     """``joblog.tsv``: a line for each ticket that ended (two, when a late result turned it)."""
@@ -227,10 +230,10 @@ def _how_it_ended(row: JoblogRow) -> str:
 def _line(row: JoblogRow, command: str) -> str:
     # a restart writes a line for each ticket there ever was
     ticket, task, host, given, seconds, end, status, number, sent, received, reason, _ = row
-    return (
-        f"{task}\t{_plain(host)}\t{given:.3f}\t{seconds:.3f}\t{sent}\t{received}\t{status}\t"
-        f"{number}\t{_plain(command)}\t{ticket}\t{end}\t{_plain(reason)}\n"
-    )
+    if not (host + command + reason).isprintable():
+        host, command, reason = _plain(host), _plain(command), _plain(reason)
+    words = (task, host, given, seconds, sent, received, status, number, command, ticket, end)
+    return _LINE % (*words, reason)
 
 
 def _plain(text: str) -> str:

@@ -185,7 +185,10 @@ class Spool:
 
     def fits(self, contents: Mapping[str, bytes]) -> bool:
         """See ``ISpool.fits``."""
-        return max(map(len, contents.values()), default=0) <= self._inline
+        for data in contents.values():  # noqa: SIM110 - for every task: all() costs thrice as much
+            if len(data) > self._inline:
+                return False
+        return True
 
     def path(self, result: StoredResult) -> Path | None:
         """See ``ISpool.path``."""

@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from typing import TypeAlias, assert_never
 
 from pexecd.core.effects import TaskDone, TaskFailed, TaskReopened, TicketEnded, TicketGiven
@@ -41,6 +43,12 @@ class Lines:
 #: An enum's ``value`` costs more than the rest of a record.
 ENDS = {end: end.value for end in End}
 
+#: So many rows are inserted with one statement.
+_TOGETHER = 16
+
+#: The stderr of most tickets.
+_NOTHING = bytearray()
+
 #: What the journal writes.
 Written: TypeAlias = JournalRecord | Noted | Lines
 
@@ -48,7 +56,7 @@ Written: TypeAlias = JournalRecord | Noted | Lines
 def write_records(connection: sqlite3.Connection, records: Iterable[Written], now: Stamp) -> None:
     """Write records, in a transaction that the caller began.
 
-    Records are sorted by table, for one ``executemany`` each; within a table the last
+    Records are sorted by table, to be written together; within a table the last
     word counts. All of them but lines may come twice.
 
     Of what there is for every task, values are ``int``, ``float``, ``str`` or ``bytearray``: for
@@ -62,7 +70,7 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
     """
     given: list[tuple[object, ...]] = []
     ended: list[tuple[object, ...]] = []
-    done: dict[int, tuple[int, int]] = {}
+    done: dict[int, TaskDone] = {}
     failed: dict[int, tuple[int, str]] = {}
     reopened: list[tuple[int, int]] = []
     results: dict[int, tuple[StoredResult, ...]] = {}
@@ -70,34 +78,37 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
     for record in records:
         match record:
             case TicketGiven():
+                ticket, task, client, host, managed, speaks = record
                 given.append(
                     (
-                        record.ticket,
-                        record.task,
-                        text_of(record.client),
-                        text_of(record.host),
-                        int(record.managed),
-                        int(record.speaks),
+                        ticket,
+                        task,
+                        client if client.isascii() else text_of(client),
+                        host if host.isascii() else text_of(host),
+                        1 if managed else 0,
+                        1 if speaks else 0,
                         now,
                     )
                 )
             case TicketEnded():
+                ticket, _, end, reason, exit_status, signal, seconds, stderr = record
                 ended.append(
                     (
-                        ENDS[record.end],
-                        text_of(record.reason),
-                        record.exit_status,
-                        record.signal,
-                        record.seconds,
-                        bytearray(record.stderr),
-                        record.ticket,
+                        ENDS[end],
+                        text_of(reason) if reason else "",
+                        exit_status,
+                        signal,
+                        seconds,
+                        bytearray(stderr) if stderr else _NOTHING,
+                        ticket,
                     )
                 )
             case ResultKept():
                 results[record.ticket] = record.results
             case TaskDone():
-                done[record.task] = (record.task, record.ticket)
-                failed.pop(record.task, None)
+                done[record.task] = record
+                if failed:
+                    failed.pop(record.task, None)
             case TaskFailed():
                 failed[record.task] = (record.task, text_of(record.reason))
                 done.pop(record.task, None)
@@ -120,10 +131,9 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
                 )
             case _:
                 assert_never(record)
-    _each(
+    _insert(
         connection,
-        "INSERT OR IGNORE INTO tickets (ticket, task, client, host, managed, speaks, given)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO tickets (ticket, task, client, host, managed, speaks, given)",
         given,
     )
     _each(
@@ -135,11 +145,9 @@ def write_records(connection: sqlite3.Connection, records: Iterable[Written], no
     _each(connection, "DELETE FROM results WHERE ticket = ?", dropped)
     _write_results(connection, results)
     _each(connection, "DELETE FROM settled WHERE task = ?", [(task,) for task, _ in reopened])
-    _each(connection, "INSERT OR REPLACE INTO reopened VALUES (?, ?)", reopened)
-    _each(connection, "INSERT OR REPLACE INTO settled (task, ticket) VALUES (?, ?)", done.values())
-    _each(
-        connection, "INSERT OR REPLACE INTO settled (task, reason) VALUES (?, ?)", failed.values()
-    )
+    _insert(connection, "INSERT OR REPLACE INTO reopened (task, ticket)", reopened)
+    _insert(connection, "INSERT OR REPLACE INTO settled (task, ticket)", [*done.values()])
+    _insert(connection, "INSERT OR REPLACE INTO settled (task, reason)", [*failed.values()])
 
 
 @contextmanager
@@ -162,6 +170,28 @@ def _each(
         connection.executemany(statement, rows)
 
 
+def _insert(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert rows.
+
+    A statement that has ``_TOGETHER`` of them takes three quarters of the time of one for each,
+    and lets go of the interpreter, for which the reactor may be waiting, once instead of each time.
+    """
+    if not rows:
+        return
+    width, whole = len(rows[0]), len(rows) - len(rows) % _TOGETHER
+    for start in range(0, whole, _TOGETHER):
+        values = tuple(chain.from_iterable(rows[start : start + _TOGETHER]))
+        connection.execute(_statement(into, width, _TOGETHER), values)
+    if whole < len(rows):
+        connection.executemany(_statement(into, width, 1), rows[whole:])
+
+
+@lru_cache(maxsize=64)
+def _statement(into: str, width: int, rows: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return f"{into} VALUES {', '.join([row] * rows)}"
+
+
 def _write_results(
     connection: sqlite3.Connection, results: Mapping[int, tuple[StoredResult, ...]]
 ) -> None:
@@ -174,8 +204,8 @@ def _write_results(
             else:
                 large.append((ticket, place, name, size, spool))
     into = "INSERT OR REPLACE INTO results (ticket, place, name, size,"
-    _each(connection, f"{into} data) VALUES (?, ?, ?, ?, ?)", small)
-    _each(connection, f"{into} spool) VALUES (?, ?, ?, ?, ?)", large)
+    _insert(connection, f"{into} data)", small)
+    _insert(connection, f"{into} spool)", large)
 
 
 def _write_collected(connection: sqlite3.Connection, record: Collected) -> None:
@@ -192,9 +222,9 @@ def _write_collected(connection: sqlite3.Connection, record: Collected) -> None:
         "DELETE FROM collected_tasks WHERE id = ? AND task = ?",
         [(number, task) for task in record.without],
     )
-    _each(
+    _insert(
         connection,
-        "INSERT OR IGNORE INTO collected_tasks VALUES (?, ?)",
+        "INSERT OR IGNORE INTO collected_tasks (id, task)",
         [(number, task) for task in record.tasks],
     )
 

@@ -36,7 +36,10 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
     ],
 )
 def test_a_text_is_filled_in_as_perl_does(text: str, filled: str) -> None:
-    assert Pattern.parse(text, VALUES).fill(VALUES) == filled
+    pattern = Pattern.parse(text, VALUES)
+
+    assert pattern.fill(VALUES) == filled
+    assert pattern.of_cells(list(VALUES))(list(VALUES.values())) == filled
 
 
 def test_a_value_is_not_looked_into() -> None:
@@ -97,7 +100,10 @@ def test_all_problems_are_found_with_their_places() -> None:
     ],
 )
 def test_a_command_is_split_first_and_filled_in_afterwards(command: str, words: list[str]) -> None:
-    assert CommandPattern.parse(command, VALUES).words(VALUES) == words
+    pattern = CommandPattern.parse(command, VALUES)
+
+    assert pattern.words(VALUES) == words
+    assert pattern.line_of_cells(list(VALUES))(list(VALUES.values())) == shlex.join(words)
 
 
 @pytest.mark.parametrize(
@@ -136,15 +142,20 @@ def test_the_program_is_known_unless_it_has_variables() -> None:
 
 @given(st.dictionaries(st.sampled_from("abc"), TEXTS, min_size=3))
 def test_values_never_change_the_number_of_words(values: dict[str, str]) -> None:
-    words = CommandPattern.parse('p $a "$b" x${c}y "$a $b"', values).words(values)
-
+    command = CommandPattern.parse('p% $a "$b" x${c}%sy "$a $b"', values)
     a, b, c = (values[name] for name in "abc")
-    assert words == ["p", a, b, f"x{c}y", f"{a} {b}"]
+    words = ["p%", a, b, f"x{c}%sy", f"{a} {b}"]
+
+    assert command.words(values) == words
+    assert command.line_of_cells("cab")((c, a, b)) == shlex.join(words)
 
 
 @given(st.lists(TEXTS, min_size=1))
 def test_splitting_undoes_shell_quoting(words: list[str]) -> None:
-    assert CommandPattern.parse(shlex.join(words), ()).words({}) == words
+    command = CommandPattern.parse(shlex.join(words), ())
+
+    assert command.words({}) == words
+    assert command.line_of_cells(())(()) == shlex.join(words)
 
 
 @given(TEXTS)
