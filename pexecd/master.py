@@ -277,9 +277,9 @@ class RunningSession:
     def _note(self, records: Sequence[JournalRecord]) -> None:
         ended = []
         for record in records:
-            if isinstance(record, TicketEnded):
+            if type(record) is TicketEnded:
                 ended.append(record.ticket)
-            elif isinstance(record, TaskFailed) and len(self.failures) < FAILURES_TOLD:
+            elif type(record) is TaskFailed and len(self.failures) < FAILURES_TOLD:
                 self.failures[record.task] = record.reason
         self._parts.attempts.ended(ended)
 

@@ -116,15 +116,30 @@ class Layout:
             summed = _Summed(file, mark.crc)
             if mark.length == 0 and self._rule.kind is CollectKind.TABLE:
                 summed.write(headline([*self._columns, self._rule.result]))
+            add = self._add_line if self._rule.kind is CollectKind.TABLE else self._add_whole
             for entry in entries:
-                self._add(summed, entry, written)
+                add(summed, entry, written)
             file.flush()
             written.mark = Mark(file.tell(), summed.crc)
             os.fsync(file.fileno())
             written.left = Left.of(file)
         return written
 
-    def _add(self, file: _Summed, entry: Entry, written: Written) -> None:
+    def _add_line(self, file: _Summed, entry: Entry, written: Written) -> None:
+        data = entry.result.data or b""
+        if entry.path is not None:
+            try:
+                with FileIO(entry.path) as source:
+                    data = source.read(_MOST_LINE)
+            except FileNotFoundError:
+                written.unreadable += 1
+                return
+        line, more = _one_line(data[:_MOST_LINE])
+        if more:
+            written.cut += 1
+        file.write(b"%b|%b\n" % (_joined(entry.cells), line))
+
+    def _add_whole(self, file: _Summed, entry: Entry, written: Written) -> None:
         try:
             # unbuffered: it is read in large pieces
             source: FileIO | io.BytesIO
@@ -133,17 +148,12 @@ class Layout:
             written.unreadable += 1
             return
         with source:
-            match self._rule.kind:
-                case CollectKind.CONCAT:
-                    _copy(source, file, entry.result.size)
-                case CollectKind.BLOCK:
-                    file.write(self._heading(entry))
-                    if _copy(source, file, entry.result.size) not in (b"\n", b""):
-                        file.write(b"\n")
-                case CollectKind.TABLE:
-                    line, more = _one_line(source.read(_MOST_LINE))
-                    written.cut += more
-                    file.write(row(entry.cells)[:-1] + _SEPARATOR.encode() + line + b"\n")
+            if self._rule.kind is CollectKind.CONCAT:
+                _copy(source, file, entry.result.size)
+                return
+            file.write(self._heading(entry))
+            if _copy(source, file, entry.result.size) not in (b"\n", b""):
+                file.write(b"\n")
 
     def _heading(self, entry: Entry) -> bytes:
         values = f" {_SEPARATOR} ".join(
@@ -159,9 +169,14 @@ def headline(names: Sequence[str]) -> bytes:
 
 def row(cells: Sequence[str]) -> bytes:
     """A line of a parameter table."""
+    return _joined(cells) + b"\n"
+
+
+def _joined(cells: Sequence[str]) -> bytes:
     line = _SEPARATOR.join(cells)
-    # A line that begins with # would be a comment to whoever reads the table.
-    return (("\\" if line.startswith("#") else "") + line + "\n").encode("utf-8", "surrogateescape")
+    if line.startswith("#"):
+        line = "\\" + line  # or it would be a comment to whoever reads the table
+    return line.encode("utf-8", "surrogateescape")
 
 
 def reason_line(task: int, reason: str) -> bytes:

@@ -53,6 +53,13 @@ class Settled:
         """Whether it is done or has failed."""
         return task < len(self._tickets) and self._tickets[task] != self._PENDING
 
+    def run(self, first: int, most: int) -> Iterator[int | None]:
+        """As ``ticket``, of this task and of those behind it that are known: at most so many."""
+        for ticket in self._tickets[first : first + most]:
+            if ticket == self._PENDING:
+                return
+            yield ticket if ticket > 0 else None
+
     def __len__(self) -> int:
         """The highest number that was settled."""
         return len(self._tickets) - 1
@@ -128,9 +135,10 @@ class ByParameters:
         tasks: list[tuple[int, int]] = []
         gaps: list[int] = []
         upto = self.upto
-        while len(tasks) < most and upto < self.upto + _STRETCH and self._settled.known(upto + 1):
+        for ticket in self._settled.run(upto + 1, _STRETCH):
+            if len(tasks) == most:
+                break
             upto += 1
-            ticket = self._settled.ticket(upto)
             if ticket is None:
                 gaps.append(upto)
             else:

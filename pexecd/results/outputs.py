@@ -24,6 +24,7 @@ from pexecd.results.files import (
 )
 from pexecd.results.order import TOGETHER, ByCompletion, ByParameters, Order, Settled
 from pexecd.results.processes import Runners, request
+from pexecd.tuples import by_place
 
 #: So many bytes of results, about, are read and written together: bounds memory (small results
 #: come from the journal), and what must be written again after a crash.
@@ -33,6 +34,8 @@ FIRST = 16
 
 #: Lines of the table between two tasks that are read rather than asked for separately.
 _NEAR = 64
+
+_entry = by_place(Entry)
 
 
 class Reader:
@@ -64,7 +67,7 @@ class Reader:
             cells = await self.cells([task for task, _ in tasks])
         results = await self.results([ticket for _, ticket in tasks])
         entries = [
-            Entry(task, cells.get(task, ()), result, self._spool.path(result))
+            _entry((task, cells.get(task, ()), result, self._spool.path(result)))
             for task, ticket in tasks
             for result in results.get(ticket, ())
             if result.name == rule.result
