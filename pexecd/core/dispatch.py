@@ -102,11 +102,9 @@ class Dispatch:
         self._demanding.pop(task, None)
 
     def _fresh(self) -> int | None:
-        if not self._ledger.fresh:
-            return None
         task = self._ledger.next_fresh(self._cursor)
-        if task is not None:
-            self._cursor = task
+        # None is fresh any more: the next look is short.
+        self._cursor = self._ledger.tasks + 1 if task is None else task
         return task
 
     # --- asks ----------------------------------------------------------------------------

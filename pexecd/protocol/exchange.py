@@ -234,9 +234,10 @@ def encode_supply(
     text = bytearray(b"".join([b"over %d\n" % ticket for ticket in over]))
     for message in tasks:
         parts = encode_task(message, framed=True, sizes=sizes)
-        length = 0
-        for part in parts:
-            length += sizes[part] if isinstance(part, Path) else len(part)
+        if len(parts) == 1 and isinstance(whole := parts[0], bytes):
+            text += b"task %d\n%b\n" % (len(whole), whole)
+            continue
+        length = sum(sizes[part] if isinstance(part, Path) else len(part) for part in parts)
         text += b"task %d\n" % length
         for part in parts:
             if isinstance(part, Path):

@@ -104,14 +104,15 @@ def encode_task(
     Raises:
         ValueError: it cannot be said: a value holds a line break.
     """
-    head = f"Ticket={message.ticket}\nTimeout={message.timeout}\n"
+    ticket, timeout, command, inputs, results, task, environment = message
+    text = b"Ticket=%d\nTimeout=%d\n" % (ticket, timeout)
     if framed:
-        head += f"Task={message.task}\n"
-        for name, value in message.environment:
-            head += _line("Environment", f"{name}={value}")
+        text += b"Task=%d\n" % task
+        for name, value in environment:
+            text += _line("Environment", f"{name}={value}").encode()
     pieces: list[bytes | Path] = []
-    text = (head + _line("CommandLine", message.command_line)).encode()
-    for item in message.inputs:
+    text += _line("CommandLine", command).encode()
+    for item in inputs:
         content = item.content
         size = (sizes or {})[content] if isinstance(content, Path) else len(content)
         text += b"[Input]\n" + _line("File", item.file).encode()
@@ -123,7 +124,7 @@ def encode_task(
             text += content
         # An empty content is told without any byte: every reader takes that for empty.
         text += (b"\n" if size or framed else b"") + CLOSE + b"\n"
-    pieces.append(text + _result_sections(message.results))
+    pieces.append(text + _result_sections(results))
     return pieces
 
 
