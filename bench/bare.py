@@ -2,10 +2,10 @@
 
     python -m bench.bare FOLDER TASKS
 
-It hands out the numbers from 1 to TASKS, journals each result in a thread (WAL, synchronous=FULL)
-before it confirms it, writes ``results.txt`` in FOLDER in order, and ends. It knows no hosts, no
-retries, no deadlines, no repeated or lost message, no bad input, no restart. FOLDER/job.pexecd gets
-a ``session.json`` for bench/load.py.
+It hands out the numbers from 1 to TASKS, journals each ticket and each result in a thread (WAL,
+synchronous=FULL) before it speaks of it, writes ``results.txt`` in FOLDER in order, and ends. It
+knows no hosts, no retries, no deadlines, no repeated or lost message, no bad input, no restart.
+FOLDER/job.pexecd gets a ``session.json`` for bench/load.py.
 """
 
 from __future__ import annotations
@@ -42,27 +42,39 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: queue.SimpleQueue[tuple[list[Any], Callable[[], None]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[Any], list[Any], Callable[[], None]]]
+        self._queue = queue.SimpleQueue()
         threading.Thread(target=self._work, name="journal", daemon=True).start()
 
-    def append(self, rows: list[tuple[int, bytes]], done: Callable[[], None]) -> None:
-        """Store rows; ``done`` is called in the reactor's thread when they are on disk."""
-        self._queue.put((rows, done))
+    def append(
+        self,
+        tickets: list[tuple[int, int]],
+        rows: list[tuple[int, bytes]],
+        done: Callable[[], None],
+    ) -> None:
+        """Store tickets with their tasks, and results with their tickets.
+
+        ``done`` is called in the reactor's thread when they are on disk.
+        """
+        self._queue.put((tickets, rows, done))
 
     def _work(self) -> None:
         database = sqlite3.connect(self._path, isolation_level=None)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
+        database.execute("CREATE TABLE tickets (ticket INTEGER PRIMARY KEY, task INTEGER)")
         database.execute("CREATE TABLE results (ticket INTEGER PRIMARY KEY, data BLOB)")
         while True:
             batch = [self._queue.get()]
             while not self._queue.empty():
                 batch.append(self._queue.get())
-            rows = [row for some, _ in batch for row in some]
+            tickets = [row for some, _, _ in batch for row in some]
+            rows = [row for _, some, _ in batch for row in some]
             database.execute("BEGIN IMMEDIATE")
+            database.executemany("INSERT INTO tickets VALUES (?, ?)", tickets)
             database.executemany("INSERT INTO results VALUES (?, ?)", rows)
             database.execute("COMMIT")
-            reactor.callFromThread(_call_all, [done for _, done in batch])
+            reactor.callFromThread(_call_all, [done for _, _, done in batch])
 
 
 def _call_all(functions: list[Callable[[], None]]) -> None:
@@ -82,18 +94,24 @@ class Bare:
         self._output.write(b"n|output\n")
         self._journal = Journal(folder / "job.pexecd" / "bare.db")
 
-    def give(self, want: int) -> list[bytes]:
+    def turn(
+        self, rows: list[tuple[int, bytes]], want: int, done: Callable[[list[bytes]], None]
+    ) -> None:
+        """Take results, and give tasks when all is on disk."""
         first, self._next = self._next, min(self._next + want, self._tasks + 1)
-        return [_TASK % (10000 + n, n, n) for n in range(first, self._next)]
+        given = range(first, self._next)
 
-    def take(self, rows: list[tuple[int, bytes]], done: Callable[[], None]) -> None:
         def stored() -> None:
             for ticket, data in rows:
                 self._results[ticket - 10001] = data
-            self._collect()
-            done()
+            if rows:
+                self._collect()
+            done([_TASK % (10000 + n, n, n) for n in given])
 
-        self._journal.append(rows, stored)
+        if rows or given:
+            self._journal.append([(10000 + n, n) for n in given], rows, stored)
+        else:
+            reactor.callLater(0, stored)
 
     def _collect(self) -> None:
         while self._written < self._tasks:
@@ -123,11 +141,15 @@ class Config(Answers):
 
 
 class Task(Answers):
-    def render_GET(self, request: Request) -> bytes:
-        tasks = self._bare.give(1)
-        if not tasks:
-            request.setResponseCode(503)
-        return tasks[0] if tasks else b""
+    def render_GET(self, request: Request) -> Any:
+        def answer(tasks: list[bytes]) -> None:
+            if not tasks:
+                request.setResponseCode(503)
+            request.write(b"".join(tasks))
+            request.finish()
+
+        self._bare.turn([], 1, answer)
+        return NOT_DONE_YET
 
 
 class Complete(Answers):
@@ -135,7 +157,7 @@ class Complete(Answers):
         ticket = int(request.args[b"ticket"][0])
         body = request.content.read()
         data = body[body.index(b"--begin content--\n") + 18 : body.rindex(b"\n--end content--")]
-        self._bare.take([(ticket, data)], request.finish)
+        self._bare.turn([(ticket, data)], 0, lambda _: request.finish())
         return NOT_DONE_YET
 
 
@@ -144,17 +166,13 @@ class Exchange(Answers):
         found = _RESULT.findall(request.content.read())
         want = int(request.args[b"want"][0])
 
-        def stored() -> None:
-            tasks = self._bare.give(want)
+        def answer(tasks: list[bytes]) -> None:
             request.write(b"".join([b"task %d\n%b\n" % (len(task), task) for task in tasks]))
             if not tasks:
                 request.write(b"end\n")
             request.finish()
 
-        if found:
-            self._bare.take([(int(ticket), data) for ticket, data in found], stored)
-        else:
-            reactor.callLater(0, stored)
+        self._bare.turn([(int(ticket), data) for ticket, data in found], want, answer)
         return NOT_DONE_YET
 
 

@@ -291,7 +291,7 @@ class RunningSession:
                         self.failures.pop(deed.task, None)
                     self._parts.collector.settle(deed.task, deed.ticket)
                 case Assign():
-                    spawn(self._assign(deed), self.log, f"telling task {deed.task}")
+                    self._assign(deed)
                 case Refuse():
                     waiting = self._answerable(deed.ask)
                     if waiting is not None:
@@ -446,30 +446,49 @@ class RunningSession:
             self._answerable(ask)
             self._happened(AskWithdrawn(self._now(), ask))
 
-    async def _assign(self, deed: Assign) -> None:
+    def _assign(self, deed: Assign) -> None:
         """Put a task into words and hand it to the request that waits for it."""
-        message: TaskMessage | None = None
-        problem: UntellableError | JournalError | None = None
+        row = self._feed.ready(deed.task)
+        if row is None or not deed.caller.speaks:
+            spawn(self._assign_later(deed), self.log, f"telling task {deed.task}")
+            return
+        try:
+            message = self._parts.teller.message(row, deed.ticket)
+        except UntellableError as problem:
+            self._not_told(deed, problem)
+        else:
+            self._tell_task(deed, message)
+
+    async def _assign_later(self, deed: Assign) -> None:
+        teller = self._parts.teller
         try:
             row = await self._feed.row(deed.task)
             if deed.caller.speaks:
-                message = self._parts.teller.message(row, deed.ticket)
+                message = teller.message(row, deed.ticket)
             else:
-                message = await self._parts.teller.plain_message(row, deed.ticket)
-        except (UntellableError, JournalError) as error:
-            problem = error
+                message = await teller.plain_message(row, deed.ticket)
+        except (UntellableError, JournalError) as problem:
+            self._not_told(deed, problem)
+        else:
+            self._tell_task(deed, message)
+
+    def _tell_task(self, deed: Assign, message: TaskMessage) -> None:
         waiting = self._answerable(deed.ask)
         if waiting is None:  # the peer left between decision and commit
             self._happened(TicketUndelivered(self._now(), deed.ticket))
-        elif message is not None:
+        else:
             waiting.callback(message)
-        elif isinstance(problem, UntellableError):
+
+    def _not_told(self, deed: Assign, problem: UntellableError | JournalError) -> None:
+        waiting = self._answerable(deed.ask)
+        if waiting is not None and isinstance(problem, UntellableError):
             again = self._asking(waiting, deed.caller)
             self._happened(
                 TaskUntold(again.at, deed.ticket, str(problem), problem.demanding, again)
             )
-        else:
-            self._happened(TicketUndelivered(self._now(), deed.ticket))
+            return
+        self._happened(TicketUndelivered(self._now(), deed.ticket))
+        if waiting is not None:
             waiting.errback(problem)
 
     def exchange(
