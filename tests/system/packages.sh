@@ -13,6 +13,7 @@ need cc gcc
 need runsv runit
 need systemd-analyze systemd
 need tcsh tcsh
+need valgrind valgrind
 need fish fish
 need krb5kdc krb5-kdc
 need kadmin.local krb5-admin-server

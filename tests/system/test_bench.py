@@ -21,6 +21,7 @@ LONG = 120
 #: All are started at once, for most of their time is start-up, and nothing depends on how fast.
 BENCHES = {
     "master": ["bench.master", "--rounds", "1", "--scale", "0.01", "--rows", "function;16 clients"],
+    "instructions": ["bench.instructions", "--scale", "0.05", "--rows", "exchanges of 64"],
     "table": ["bench.scale", "table", "--tasks", "2000", "--clients", "2", "--size", "2"],
     "clients": ["bench.scale", "clients", "--clients", "30", "--seconds", "1", "--ping", "0.3"],
     "result": ["bench.scale", "result", "--bytes", "5000001"],
@@ -74,6 +75,11 @@ def test_the_masters_cpu_for_a_task(printed: Printed) -> None:
     # config, every 16 tasks, and the last one; config, a task, its result
     assert exchange["requests"] < 1 / 8
     assert pair["requests"] > 2
+
+
+def test_the_masters_instructions_for_a_task(printed: Printed) -> None:
+    row = printed["instructions"]()["rows"]["exchanges of 64"]
+    assert row["thousands"] > row["bare"] > 0
 
 
 def test_a_long_table_goes_on_after_a_crash(printed: Printed) -> None:
