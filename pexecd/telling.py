@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pexecd.errors import PexecdError
@@ -101,6 +102,8 @@ class Teller:
         in_thread: runs a blocking function elsewhere, for input files of unknown size.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         job: Job,
@@ -121,8 +124,19 @@ class Teller:
         """The message for a client that announced itself.
 
         Raises:
-            UntellableError: it cannot be told: an input file is gone.
+            UntellableError: it cannot be told: an input file is gone. So it is after an error that
+                nobody foresaw: others wait to be told theirs.
         """
+        try:
+            return self._worded(row, ticket)
+        except UntellableError:
+            raise
+        except Exception as bug:
+            self._log.failure("telling task {task}", task=row.number)
+            reason = f"the master failed to put it into words, see its log: {bug!r}"
+            raise UntellableError(reason, demanding=False) from bug
+
+    def _worded(self, row: TaskRow, ticket: int) -> TaskMessage:
         inputs: tuple[InputFile, ...] = ()
         number, cells = row
         renderer = self._renderer

@@ -163,7 +163,7 @@ class Ledger:
     def end(self, record: TicketEnded) -> None:
         """Note a ticket's end, in place of the one it may have had."""
         index = record.ticket - FIRST_TICKET
-        if index >= len(self._task_of) or not self._task_of[index]:
+        if not 0 <= index < len(self._task_of) or not self._task_of[index]:
             return  # only in a replay: the record of its giving never reached the disk
         host = self._hosts[self._host_of[index]]
         before = self._end_of[index]

@@ -97,8 +97,8 @@ class Journal:
         self._pause: IDelayedCall | None = None
         self._error: JournalError | None = None
         self._watchers: list[Callable[[str], None]] = []
+        self._file = str(path)  # a Path takes as long to become words as the look at its file
         #: Of the database: what is committed to one that was deleted is not stored.
-        self._file = str(path)  # a Path takes as long to be put into words as the look does
         self._inode = path.stat().st_ino
         self._thread = WorkThread("journal", reactor)
         self.meta: Mapping[str, str] = {}

@@ -428,6 +428,20 @@ class MasterTests(MasterCase):
         assert self.session.statistics().failed == 3
         assert "gone/1" in self.session.failures[1]
 
+    def test_a_mistake_of_ours_in_telling_a_task_holds_up_no_other_task(self) -> None:
+        def mistake(cells: Sequence[str]) -> str:
+            if cells == ("1",):
+                raise RuntimeError("of ours")
+            return f"work {cells[0]}"
+
+        self.session.close()
+        self.session = self.make(attempts=1)
+        self.patch(self.session._parts.teller._renderer, "line", mistake)
+
+        assert [self.task(CLIENT).task, self.task(OLD).task] == [2, 3]
+        assert "of ours" in self.session.failures[1]
+        assert len(self.flushLoggedErrors(RuntimeError)) == 1
+
     def test_a_client_that_did_not_announce_itself_gets_variables_in_the_command(self) -> None:
         assert self.task(OLD).command_line == "env THREADS=1 work 1"
         assert self.task(CLIENT).command_line == "work 2"
