@@ -62,8 +62,9 @@ class Lately:
         # This is done for every record: by type, not isinstance, and without a call.
         for record in append.records:
             if type(record) is TicketGiven:
-                if record.ticket not in new and record.ticket not in old:
-                    new[record.ticket] = _Ticket(record.host, append)
+                number = record.ticket
+                if number not in new and number not in old:
+                    new[number] = _Ticket(record.host, append)
                     size += _EACH
             elif type(record) is TicketEnded:
                 if ticket := new.get(record.ticket) or old.get(record.ticket):

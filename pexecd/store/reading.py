@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from pexecd.ports import JoblogRow, StoredResult, TaskRow
 from pexecd.store.schema import SEPARATOR
+from pexecd.tuples import by_place
+
+_task_row = by_place(TaskRow)
 
 #: Tickets asked for in one query; SQLite's limit of variables is above it everywhere.
 _ASKED_AT_ONCE = 500
@@ -76,7 +79,7 @@ def _joblog(found: Sequence[object]) -> tuple[JoblogRow, TaskRow]:
 
 
 def _row(number: int, cells: str) -> TaskRow:
-    return TaskRow(number, tuple(cells.split(SEPARATOR)))
+    return _task_row((number, tuple(cells.split(SEPARATOR))))
 
 
 def _pieces(tickets: Sequence[int]) -> Iterator[tuple[Sequence[int], str]]:
