@@ -17,15 +17,13 @@ import argparse
 import json
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.load import Loading
 from bench.machine import about, print_about
-from bench.master import CHECKS, JOB, ROWS, Row
-from bench.running import NOBODY, PEXECD, MasterProcess, end_in_order, write_job
+from bench.master import BARE, Row, clients_of, rows_named, write_row
+from bench.running import PEXECD, MasterProcess, end_in_order
 
 #: The fewer tasks are so many of bench/master.py's.
 FEW = 0.04
@@ -33,7 +31,6 @@ FEW = 0.04
 TIMES = 5
 
 VALGRIND = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
-BARE = [sys.executable, "-m", "bench.bare"]
 
 
 def count(row: Row, tasks: int, folder: Path, *, bare: bool) -> int:
@@ -44,13 +41,11 @@ def count(row: Row, tasks: int, folder: Path, *, bare: bool) -> int:
     command = [*VALGRIND, f"--log-file={log}", *(BARE if bare else PEXECD)]
     words = [str(folder), str(tasks)] if bare else ["run", "--fresh", "job.ini"]
     if not bare:
-        write_job(folder, row.validate + JOB, NOBODY, tasks)
-        (folder / "checks.py").write_text(CHECKS)
+        write_row(row, tasks, folder)
     # The order in sets and dictionaries of names is the same in each run.
     with MasterProcess(folder, *words, command=command, PYTHONHASHSEED="0") as master:
         master.ready()
-        sizes = {"size": row.size} if row.size else {}
-        with Loading(folder / "job.pexecd", row.way, clients=row.clients, **sizes) as loading:
+        with clients_of(row, folder) as loading:
             loading.seen()
         master.wait()
     found = re.search(r"I\s+refs:\s+([\d,]+)", log.read_text())
@@ -76,7 +71,7 @@ def main() -> None:
     if shutil.which("valgrind") is None:
         raise SystemExit("valgrind is not installed: apt-get install valgrind, or the like")
     end_in_order()
-    rows = [row for row in ROWS if any(one in row.name for one in options.rows.split(";"))]
+    rows = rows_named(options.rows)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         machine = about(Path(name))

@@ -78,14 +78,33 @@ ROWS = [
 ]
 
 
+BARE = [sys.executable, "-m", "bench.bare"]
+
+
+def write_row(row: Row, tasks: int, folder: Path) -> None:
+    """The job of a row, with so many tasks."""
+    write_job(folder, row.validate + JOB, NOBODY, tasks)
+    (folder / "checks.py").write_text(CHECKS)
+
+
+def clients_of(row: Row, folder: Path) -> Loading:
+    """The simulated clients of a row, for the master in this folder."""
+    sizes = {"size": row.size} if row.size else {}
+    return Loading(folder / "job.pexecd", row.way, clients=row.clients, **sizes)
+
+
+def rows_named(words: str) -> list[Row]:
+    """Those whose names hold one of the words, which have ; between them."""
+    return [row for row in ROWS if any(one in row.name for one in words.split(";"))]
+
+
 def measure(row: Row, tasks: int, folder: Path, profile: bool) -> dict[str, Any]:
     """Run a job of so many tasks to its end; microseconds for a task, by who used them.
 
     Returns:
         ``{}`` when the master does not know the exchange.
     """
-    write_job(folder, row.validate + JOB, NOBODY, tasks)
-    (folder / "checks.py").write_text(CHECKS)
+    write_row(row, tasks, folder)
     book = folder / "book"
     command = [sys.executable, "-m", "bench.measured", str(book)]
     more = {"PEXEC_BENCH_PROFILE": "1"} if profile else {}
@@ -94,9 +113,7 @@ def measure(row: Row, tasks: int, folder: Path, profile: bool) -> dict[str, Any]
         if profile:
             os.kill(master.pid, signal.SIGUSR1)
         before, threads = master.cpu(), master.threads()
-        sizes = {"size": row.size} if row.size else {}
-        loading = Loading(folder / "job.pexecd", row.way, clients=row.clients, **sizes)
-        with loading:
+        with clients_of(row, folder) as loading:
             seen = loading.seen()
         if not seen:
             return {}
@@ -126,12 +143,10 @@ def measure(row: Row, tasks: int, folder: Path, profile: bool) -> dict[str, Any]
 def measure_bare(row: Row, tasks: int, folder: Path) -> float:
     """Microseconds for a task of a bare master."""
     shutil.rmtree(folder / "job.pexecd", ignore_errors=True)
-    command = [sys.executable, "-m", "bench.bare"]
-    with MasterProcess(folder, str(folder), str(tasks), command=command) as master:
+    with MasterProcess(folder, str(folder), str(tasks), command=BARE) as master:
         master.ready()
         before = master.cpu()
-        sizes = {"size": row.size} if row.size else {}
-        with Loading(folder / "job.pexecd", row.way, clients=row.clients, **sizes) as loading:
+        with clients_of(row, folder) as loading:
             loading.seen()
         used = master.wait() - before
     shutil.rmtree(folder / "job.pexecd")
@@ -154,8 +169,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     end_in_order()
-    wanted = options.rows.split(";")
-    rows = [row for row in ROWS if any(one in row.name for one in wanted)]
+    rows = rows_named(options.rows)
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         machine = about(Path(name))

@@ -452,44 +452,38 @@ class RunningSession:
         if row is None or not deed.caller.speaks:
             spawn(self._assign_later(deed), self.log, f"telling task {deed.task}")
             return
+        told: TaskMessage | UntellableError
         try:
-            message = self._parts.teller.message(row, deed.ticket)
+            told = self._parts.teller.message(row, deed.ticket)
         except UntellableError as problem:
-            self._not_told(deed, problem)
-        else:
-            self._tell_task(deed, message)
+            told = problem
+        self._answer(deed, told)
 
     async def _assign_later(self, deed: Assign) -> None:
         teller = self._parts.teller
+        told: TaskMessage | UntellableError | JournalError
         try:
             row = await self._feed.row(deed.task)
             if deed.caller.speaks:
-                message = teller.message(row, deed.ticket)
+                told = teller.message(row, deed.ticket)
             else:
-                message = await teller.plain_message(row, deed.ticket)
+                told = await teller.plain_message(row, deed.ticket)
         except (UntellableError, JournalError) as problem:
-            self._not_told(deed, problem)
-        else:
-            self._tell_task(deed, message)
+            told = problem
+        self._answer(deed, told)
 
-    def _tell_task(self, deed: Assign, message: TaskMessage) -> None:
+    def _answer(self, deed: Assign, told: TaskMessage | UntellableError | JournalError) -> None:
         waiting = self._answerable(deed.ask)
         if waiting is None:  # the peer left between decision and commit
             self._happened(TicketUndelivered(self._now(), deed.ticket))
-        else:
-            waiting.callback(message)
-
-    def _not_told(self, deed: Assign, problem: UntellableError | JournalError) -> None:
-        waiting = self._answerable(deed.ask)
-        if waiting is not None and isinstance(problem, UntellableError):
+        elif isinstance(told, TaskMessage):
+            waiting.callback(told)
+        elif isinstance(told, UntellableError):
             again = self._asking(waiting, deed.caller)
-            self._happened(
-                TaskUntold(again.at, deed.ticket, str(problem), problem.demanding, again)
-            )
-            return
-        self._happened(TicketUndelivered(self._now(), deed.ticket))
-        if waiting is not None:
-            waiting.errback(problem)
+            self._happened(TaskUntold(again.at, deed.ticket, str(told), told.demanding, again))
+        else:
+            self._happened(TicketUndelivered(self._now(), deed.ticket))
+            waiting.errback(told)
 
     def exchange(
         self, caller: Caller, posted: Posted, want: int, worker: str | None

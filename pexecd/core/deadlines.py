@@ -10,7 +10,7 @@ from pexecd.units import Instant
 
 K = TypeVar("K", bound=Hashable)
 
-#: So many dropped entries may stay in the heap, beyond as many as were valid.
+#: So many dropped entries may stay in the heap, beyond as many as are valid.
 _SLACK = 64
 
 
@@ -18,8 +18,7 @@ class Deadlines(Generic[K]):
     """At most one instant for each key, the earliest first; equal ones in the order of ``set``.
 
     Every method costs O(log n), amortised. What was dropped or set anew stays in the heap
-    until it comes to the top, or the heap has twice as many entries as were valid when it was
-    cleared last.
+    until it comes to the top or makes up more than half of it.
     """
 
     def __init__(self) -> None:
@@ -27,8 +26,6 @@ class Deadlines(Generic[K]):
         #: The number of each key's one valid entry.
         self._valid: dict[K, int] = {}
         self._last = 0
-        #: With more entries than that the heap is cleared of those that were dropped.
-        self._most = _SLACK
 
     def __len__(self) -> int:
         return len(self._valid)
@@ -45,12 +42,10 @@ class Deadlines(Generic[K]):
         """Set the key's deadline, in place of the one it may have."""
         self._last += 1
         self._valid[key] = self._last
-        heap = self._heap
-        heappush(heap, (when, self._last, key))
-        if len(heap) > self._most:
-            self._heap = [entry for entry in heap if self._valid.get(entry[2]) == entry[1]]
+        heappush(self._heap, (when, self._last, key))
+        if len(self._heap) > 2 * len(self._valid) + _SLACK:
+            self._heap = [entry for entry in self._heap if self._valid.get(entry[2]) == entry[1]]
             heapify(self._heap)
-            self._most = 2 * len(self._heap) + _SLACK
 
     def drop(self, key: K) -> None:
         """Forget the key's deadline, if it has one."""

@@ -145,7 +145,7 @@ class Ledger:
             host.busy = busy[name]
 
     def _count(self, record: TicketGiven) -> None:
-        if record.ticket != FIRST_TICKET + len(self._task_of):
+        if record.ticket != self.next_ticket:
             self._reach(record.ticket)
         host = self.hosts.get(record.host) or self.host(record.host)
         self._append(record.task, host.index)
@@ -163,7 +163,7 @@ class Ledger:
     def end(self, record: TicketEnded) -> None:
         """Note a ticket's end, in place of the one it may have had."""
         index = record.ticket - FIRST_TICKET
-        if not 0 <= index < len(self._task_of) or not self._task_of[index]:
+        if not self.known(record.ticket):
             return  # only in a replay: the record of its giving never reached the disk
         host = self._hosts[self._host_of[index]]
         before = self._end_of[index]

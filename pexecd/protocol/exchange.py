@@ -234,7 +234,7 @@ def encode_supply(
     text = bytearray(b"".join([b"over %d\n" % ticket for ticket in over]))
     for message in tasks:
         parts = encode_task(message, framed=True, sizes=sizes)
-        if len(parts) == 1 and isinstance(whole := parts[0], bytes):
+        if len(parts) == 1 and isinstance(whole := parts[0], bytes):  # no file, as in most jobs
             text += b"task %d\n%b\n" % (len(whole), whole)
             continue
         length = sum(sizes[part] if isinstance(part, Path) else len(part) for part in parts)

@@ -45,6 +45,9 @@ _HARMLESS = frozenset({End.DONE.value, End.CANCELLED.value})
 #: A column is one word to those who read it; a line is one line.
 _PLAIN = str.maketrans("\t\n\r", "   ")
 
+#: A line of joblog.tsv: filled in with % it costs less than as an f-string.
+_LINE = "%d\t%s\t%.3f\t%.3f\t%d\t%d\t%d\t%d\t%s\t%d\t%s\t%s\n"
+
 
 @implementer(IAttemptLog)
 class _AttemptLog:
@@ -94,9 +97,6 @@ class _AttemptLog:
             except OSError:
                 file.truncate(length)  # they are tried again: no entry stands there in half
                 raise
-
-
-_LINE = "%d\t%s\t%.3f\t%.3f\t%d\t%d\t%d\t%d\t%s\t%d\t%s\t%s\n"
 
 
 @implementer(IAttemptLog)
@@ -232,8 +232,10 @@ def _line(row: JoblogRow, command: str) -> str:
     ticket, task, host, given, seconds, end, status, number, sent, received, reason, _ = row
     if not (host + command + reason).isprintable():
         host, command, reason = _plain(host), _plain(command), _plain(reason)
-    words = (task, host, given, seconds, sent, received, status, number, command, ticket, end)
-    return _LINE % (*words, reason)
+    return _LINE % (
+        *(task, host, given, seconds, sent, received),
+        *(status, number, command, ticket, end, reason),
+    )
 
 
 def _plain(text: str) -> str:
