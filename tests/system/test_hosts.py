@@ -196,7 +196,13 @@ def test_a_host_whose_folder_is_of_no_use_is_named_and_the_others_do_the_work(
         name = f"{bad.user.name}@{bad.address}:{bad.port}"
         job = make_job(tmp_path, lab, [good], f"{name} dir={small}/pexecd\n")
         lab.ssh_config(good, bad).rename(job.path / "ssh_config")
-        printed = job.run()
+        (job.path / "work.sh").write_text(
+            WORKER.format(folder=lab.folder / "begun", hosts=2)  # nobody ends before it is named
+        )
+        process = job.start()
+        wait_until(lambda: words in job.log(), job.log)
+        (lab.folder / "begun" / "go").touch()
+        printed = job.finish(process)
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)
     assert job.lines("results.txt") == results()
