@@ -6,7 +6,7 @@ Every message is one line that says what is wrong, where, and what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pexecd.units import Seconds
 
@@ -26,8 +26,7 @@ class PexecdError(Exception):
     """The root of all errors that pexecd raises on purpose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
+class Mistake(NamedTuple):
     """One mistake in a file that a user wrote."""
 
     #: The file as the user named it.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import assert_never, get_args
+from typing import NamedTuple, assert_never, get_args
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -112,8 +112,7 @@ ROOM_PATIENCE: Seconds = 30.0
 FAILURES_TOLD = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Executable:
+class Executable(NamedTuple):
     """The worker for one platform, as it is sent to clients."""
 
     path: Path
@@ -132,8 +131,7 @@ class HostReport:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """What a running session works with."""
 
     journal: IJournal

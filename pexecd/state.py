@@ -7,9 +7,9 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -35,8 +35,7 @@ _CHUNK = 1 << 20
 _IDENTITY = "identity"
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """How to begin where earlier runs left results: the flags of ``pexecd run``."""
 
     #: Throw away what they stored.
@@ -49,8 +48,7 @@ class Start:
     recollect: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Ready to go on."""
 
     journal: Journal
@@ -67,8 +65,7 @@ class State:
     public: str
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What ``prepare`` did, and what it left."""
 
     #: Lines of the table that are still to be stored: ``store_rest`` does it.

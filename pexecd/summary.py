@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pexecd.core.effects import Finish
 from pexecd.core.values import End, Statistics
@@ -21,8 +20,7 @@ LISTED = 10
 _WORDS = tuple(end.value for end in End)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A session at one moment: quickly taken, so that it may be put into words elsewhere."""
 
     name: str

@@ -6,7 +6,6 @@ import atexit
 import os
 import signal
 import sys
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -69,9 +68,7 @@ def makeService(options: Options) -> JobService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     log = Logger()
-    start = Start(
-        **{field.name: bool(options[field.name.replace("_", "-")]) for field in fields(Start)}
-    )
+    start = Start(**{name: bool(options[name.replace("_", "-")]) for name in Start._fields})
     service = JobService(reactor, options.job, start)
 
     def ended(_: None) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pexecd.errors import StateError
 from pexecd.jobs import read_job
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from pexecd.launch.local import Spare
 
 
-@dataclass(frozen=True, slots=True)
-class Early:
+class Early(NamedTuple):
     """What is there already."""
 
     job: Job
@@ -51,19 +49,21 @@ def import_reactor() -> Any:
 
     OpenSSL and what belongs to it would take a fifth of the time to the first task. Nothing here
     needs it in the reactor: TLS is a protocol around a plain connection (``faraway``), which
-    loads it when the first one is there. Twisted does without where there is none.
+    loads it when the first one is there. Twisted does without where there is none, and so do
+    asyncio and http.client, which Twisted loads.
     """
-    without = "OpenSSL"
-    if without in sys.modules:  # too late to save anything
-        from twisted.internet import reactor  # noqa: PLC0415
-
-        return reactor
-    sys.modules[without] = None  # type: ignore[assignment]  # Python: there is no such module
+    for name in _TLS - sys.modules.keys():  # what is loaded is loaded
+        sys.modules[name] = None  # type: ignore[assignment]  # Python: there is no such module
     try:
         from twisted.internet import reactor  # noqa: PLC0415
     finally:
-        del sys.modules[without]
+        for name in _TLS:
+            if sys.modules.get(name, sys) is None:
+                del sys.modules[name]
     return reactor
+
+
+_TLS = {"OpenSSL", "ssl"}
 
 
 def _start_client(reactor: Any, python: str) -> Spare | None:

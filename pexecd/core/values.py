@@ -47,8 +47,7 @@ class Outcome(Enum):
     INTERRUPTED = 130
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """The settings of a job that the core decides by. Times in seconds."""
 
     #: How long one run of the worker may take; 0: no limit.
@@ -84,8 +83,7 @@ class Policy:
     validates: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who sent a request."""
 
     #: The client's ID, or the peer's address for those that have none.
@@ -98,8 +96,7 @@ class Caller:
     speaks: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """What went wrong in one attempt, for people and for the journal."""
 
     #: One line.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from pexecd.errors import Mistake
@@ -49,7 +48,7 @@ def read_cluster(path: Path, file: str, mistakes: list[Mistake]) -> tuple[HostSp
         if host is None:
             continue
         key = (host.user, ":" if host.local else host.address.lower(), host.port)
-        first = hosts.setdefault(key, replace(host, line=number))
+        first = hosts.setdefault(key, host._replace(line=number))
         if first.line != number:
             text = f"host {host.name} is there twice, it was named in line {first.line}"
             mistakes.append(Mistake(file, number, text))
@@ -99,7 +98,7 @@ def _read_login(word: str) -> HostSpec:
     if counted:
         slots, word = _slots(counted[1]), counted[2]
     if word == ":":
-        return replace(HERE, slots=slots)
+        return HERE._replace(slots=slots)
     if "/" in word:
         raise _LineError(
             f"'{word}': an ssh command in place of a host is not supported: "
@@ -140,24 +139,24 @@ def _with_option(host: HostSpec, key: str, value: str) -> HostSpec:
         raise _LineError(f"{key} is empty, {key}=VALUE expected")
     match key:
         case "slots":
-            return replace(host, slots=_slots(value))
+            return host._replace(slots=_slots(value))
         case "platform":
             platform = platform_word(value)
             if platform is None:
                 raise _LineError(f"platform={value}: a word like linux-x86_64 expected")
-            return replace(host, platform=platform)
+            return host._replace(platform=platform)
         case "python":
-            return replace(host, python=value)
+            return host._replace(python=value)
         case "dir":
             if not value.startswith(("/", "~/")):
                 raise _LineError(f"dir={value}: a folder that begins with / or ~/ expected")
-            return replace(host, dir=value)
+            return host._replace(dir=value)
         case "shared":
-            return replace(host, shared=value)
+            return host._replace(shared=value)
         case _:
             if value not in {"yes", "no"}:
                 raise _LineError(f"start={value}: yes or no expected")
-            return replace(host, start=value == "yes")
+            return host._replace(start=value == "yes")
 
 
 def _slots(text: str) -> int:

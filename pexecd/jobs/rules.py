@@ -8,8 +8,8 @@ import os
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pexecd.errors import Mistake
 from pexecd.jobs.fields import Fields, JobText
@@ -186,8 +186,7 @@ def _tests(fields: Fields, entry: Entry) -> Iterator[Test]:
         yield Test(entry.key, kind, regex)
 
 
-@dataclass(frozen=True, slots=True)
-class Collecting:
+class Collecting(NamedTuple):
     """The ``[collect]`` section."""
 
     rules: tuple[CollectRule, ...]

@@ -19,8 +19,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from pexecd.jobs.mistakes import did_you_mean
 
@@ -51,8 +51,7 @@ _UNCLOSED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing that is wrong in a pattern."""
 
     #: Where in the text, from 0.
@@ -68,8 +67,7 @@ class PatternError(ValueError):
         super().__init__("; ".join(problem.text for problem in self.problems))
 
 
-@dataclass(frozen=True, slots=True)
-class _Variable:
+class _Variable(NamedTuple):
     name: str
 
 

@@ -6,9 +6,10 @@ Every path is absolute. Times are seconds, sizes bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from pexecd.jobs.templates import CommandPattern, Pattern
 from pexecd.units import Seconds
@@ -25,8 +26,7 @@ class InputKind(Enum):
     FILE = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class InputRule:
+class InputRule(NamedTuple):
     """A line of ``[input]``."""
 
     #: File name in the ticket's folder (may hold folders), or ``stdin``.
@@ -37,8 +37,7 @@ class InputRule:
     source: str | Pattern
 
 
-@dataclass(frozen=True, slots=True)
-class ResultRule:
+class ResultRule(NamedTuple):
     """A line of ``[result]``."""
 
     name: str
@@ -55,8 +54,7 @@ class TestKind(Enum):
     MATCH = "match"
 
 
-@dataclass(frozen=True, slots=True)
-class Test:
+class Test(NamedTuple):
     """A ready-made test of one result."""
 
     result: str
@@ -65,8 +63,7 @@ class Test:
     regex: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionRef:
+class FunctionRef(NamedTuple):
     """``FILE:NAME``, a user's Python function."""
 
     path: Path
@@ -81,8 +78,7 @@ class CollectKind(Enum):
     BLOCK = "block"
 
 
-@dataclass(frozen=True, slots=True)
-class CollectRule:
+class CollectRule(NamedTuple):
     """A line of ``[collect]``: this result goes into that file."""
 
     result: str
@@ -90,8 +86,7 @@ class CollectRule:
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class HostSpec:
+class HostSpec(NamedTuple):
     """A line of the cluster file."""
 
     #: As written, without SLOTS/: what people see, and ``host=`` on the wire; ``:`` is this
@@ -118,8 +113,7 @@ class HostSpec:
     line: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRule:
+class WorkerRule(NamedTuple):
     """The ``[worker]`` section."""
 
     #: A command whose first word is this runs the executable for the host's platform.
@@ -127,13 +121,12 @@ class WorkerRule:
     #: With ``shell``: ``/bin/sh``, ``-c`` and the command as it is written.
     command: CommandPattern
     #: Platform (or ``any``) to executable; empty: a program that is on the hosts.
-    executables: Mapping[str, Path] = field(default_factory=dict)
+    executables: Mapping[str, Path] = MappingProxyType({})
     shell: bool = False
     nice: int = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A whole job file, its cluster file included."""
 
     path: Path
@@ -147,7 +140,7 @@ class Job:
     state: Path
     results: tuple[ResultRule, ...] = (ResultRule("output", "stdout"),)
     inputs: tuple[InputRule, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = MappingProxyType({})
     cluster: Path | None = None
     listen: str | None = None
     advertise: str | None = None
@@ -175,15 +168,13 @@ class Job:
     table_digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FileContent:
+class FileContent(NamedTuple):
     """Content that stays on disk until it is sent."""
 
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """One task, filled in."""
 
     #: The arguments; with ``shell = yes`` exactly ``["/bin/sh", "-c", COMMAND]``.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pexecd
 from pexecd.errors import StateError
@@ -23,8 +23,7 @@ def client_file() -> Path:
     raise StateError(f"no pexec_client.py with {package}: install pexecd again")
 
 
-@dataclass(frozen=True, slots=True)
-class ClientProgram:
+class ClientProgram(NamedTuple):
     """The client and its checksum."""
 
     path: Path

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,7 +160,7 @@ class Launcher:
             if name not in self._hosts or not self._hosts[name].start:
                 keeper.retire()
         for name, host in self._hosts.items():
-            if name in before and replace(before[name], line=host.line) == host:
+            if name in before and before[name]._replace(line=host.line) == host:
                 continue
             if name in before or name in self._keepers:
                 self._watcher.client_outdated(name)

@@ -287,7 +287,7 @@ class _Here:
 
 def _with_python(host: HostSpec) -> HostSpec:
     """Here the client is started with the Python that runs this."""
-    return replace(host, python=host.python or sys.executable) if host.local else host
+    return host._replace(python=host.python or sys.executable) if host.local else host
 
 
 def _find_python(host: HostSpec) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
@@ -60,8 +59,7 @@ class Data(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ContentEnded:
+class ContentEnded(NamedTuple):
     """The content is complete."""
 
 

@@ -17,11 +17,10 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -47,8 +46,7 @@ from pexecd.protocol.resources import Root
 from pexecd.units import Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How long a peer may take. All in seconds."""
 
     #: From the first byte of a request (or from connecting) to the end of its headers.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -152,8 +151,7 @@ class ResultBegun(NamedTuple):
     length: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ResultEnded:
+class ResultEnded(NamedTuple):
     """The result is complete."""
 
 

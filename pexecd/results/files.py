@@ -43,8 +43,7 @@ class Mark(NamedTuple):
     crc: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(NamedTuple):
     """What a file looked like when we left it: whatever others do to it changes one of these."""
 
     inode: int

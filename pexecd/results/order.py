@@ -5,9 +5,8 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pexecd.ports import Collected
 
@@ -65,8 +64,7 @@ class Settled:
         return len(self._tickets) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What comes next in an output."""
 
     #: Task and ticket.

@@ -10,8 +10,8 @@ a local disk is the better place.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 #: Where Linux lists what is mounted; other systems have no such file.
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -37,8 +37,7 @@ _LOCAL_LOCKS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """What is mounted where a folder is."""
 
     #: Such as ``ext4``, ``nfs4``, ``fuse.sshfs``.

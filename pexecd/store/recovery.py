@@ -7,9 +7,9 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from pexecd.core.effects import (
     Replayed,
@@ -35,8 +35,7 @@ _TOGETHER = 256
 _PIECE = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """How much has happened in a session."""
 
     done: int
@@ -45,8 +44,7 @@ class Counts:
     living: int
 
 
-@dataclass(frozen=True, slots=True)
-class LostResult:
+class LostResult(NamedTuple):
     """A result that is in the books, but whose file is gone or was cut."""
 
     ticket: int

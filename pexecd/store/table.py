@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 #: A line: its cells, joined, and what the task is (16 bytes; None: not known, or not yet).
 Line: TypeAlias = tuple[str, bytes | None]
@@ -83,8 +82,7 @@ _BY_TASK = ("settled", "reopened", "not_collected")
 _TEMPORARY = ("coming", "known", "moved", "retired", "calls")
 
 
-@dataclass(frozen=True, slots=True)
-class Remapped:
+class Remapped(NamedTuple):
     """What became of the tasks when the table was changed."""
 
     #: In the new table, and known before: with all that they had.

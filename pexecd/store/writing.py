@@ -5,10 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import TypeAlias, assert_never
+from typing import NamedTuple, TypeAlias, assert_never
 
 from pexecd.core.effects import TaskDone, TaskFailed, TaskReopened, TicketEnded, TicketGiven
 from pexecd.core.values import End
@@ -24,16 +23,14 @@ from pexecd.store.table import Line, store_lines
 from pexecd.units import Stamp
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(NamedTuple):
     """A word about the session, for ``meta``."""
 
     key: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(NamedTuple):
     """Lines of the table, the first of which has this number."""
 
     first: int

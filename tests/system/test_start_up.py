@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 #: For other computers, or for other commands.
-HEAVY = ("OpenSSL", "cryptography", "twisted.conch", "rich", "treq", "twisted.trial")
+HEAVY = ("OpenSSL", "ssl", "cryptography", "twisted.conch", "rich", "treq", "twisted.trial")
 
 LOADED = """
 import sys

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from pexecd.core.effects import Finish, Refuse, Revive, Supply
 from pexecd.core.events import ClientHeard, Exchanged, HostDrained, HostsUnusable
 from pexecd.core.values import Caller
 from tests.unit.core.scene import ANNA, BERT, Scene, of
 
-ANNAS_NEXT = dataclasses.replace(ANNA, client="client-a2")
+ANNAS_NEXT = ANNA._replace(client="client-a2")
 
 
 def drain(scene: Scene, host: str = "anna", *, returns: bool = False) -> list[object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -58,8 +60,14 @@ CALLERS = (ANNA, BERT, CARL, NEWER, PLAIN, Caller("client-a2", "anna", True, Tru
 #: Who brings the run to its end: hosts that nothing is wrong with.
 HELPERS = tuple(Caller(f"helper-{n}", f"helper-{n}", managed=True, speaks=True) for n in range(2))
 
+
+def policy_of(**given: Any) -> Policy:
+    """For ``builds``: of a named tuple it would make up also what has a default."""
+    return Policy(**given)
+
+
 policies = st.builds(
-    Policy,
+    policy_of,
     timeout=st.sampled_from([0.0, 20.0]),
     attempts=st.integers(1, 3),
     duplicates=st.integers(1, 3),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from pexecd.core.effects import (
@@ -281,7 +279,7 @@ def test_a_client_that_vanished_while_it_waited_is_not_given_what_it_works_on() 
     scene.wait(1)
     scene.ping(ticket)
     assert assigned(scene.wait(29)) == []
-    scene.hold(replace(PLAIN, client="another"))
+    scene.hold(PLAIN._replace(client="another"))
     assert [task for _, task in assigned(scene.wait(6))] == [1]
 
 
@@ -326,12 +324,12 @@ def test_a_client_that_begins_on_a_host_shows_that_the_one_before_is_dead(
     first = scene.give(ANNA)
     if restarted:
         scene.restart()
-    successor = replace(ANNA, client="client-a2")
-    assert scene.handle(ClientHeard(0.0, replace(BERT, client="client-b2"))) == []
+    successor = ANNA._replace(client="client-a2")
+    assert scene.handle(ClientHeard(0.0, BERT._replace(client="client-b2"))) == []
     assert scene.handle(ClientHeard(0.0, ANNA)) == []
     (lost,) = of(TicketEnded, scene.handle(ClientHeard(0.0, successor)))
     assert (lost.ticket, lost.end) == (first, End.LOST)
-    assert scene.task(scene.give(replace(BERT, client="client-b2"))) == 1
+    assert scene.task(scene.give(BERT._replace(client="client-b2"))) == 1
     # what the dead one left and the next one posts is taken
     assert of(TaskDone, scene.done(first))
 
@@ -361,7 +359,7 @@ def test_doubtful_tickets_count_as_losses() -> None:
     scene = Scene(tasks=1, give_up=1e6)
     tickets = []
     for host in "abcde":
-        tickets.append(scene.give(replace(ANNA, client=f"client-{host}", host=host)))
+        tickets.append(scene.give(ANNA._replace(client=f"client-{host}", host=host)))
         effects = scene.wait(35)
     assert [e.ticket for e in of(TicketEnded, effects)] == tickets
     assert {e.end for e in of(TicketEnded, effects)} == {End.LOST}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def read(tmp_path: Path, text: str | bytes) -> tuple[tuple[HostSpec, ...], list[
         ("[fe80::1]:2222", HostSpec("[fe80::1]:2222", "fe80::1", port=2222)),
         ("a@[::1]", HostSpec("a@[::1]", "::1", "a")),
         (":", HERE),
-        ("4/:", replace(HERE, slots=4)),
+        ("4/:", HERE._replace(slots=4)),
         ("lab1 slots=3", HostSpec("lab1", "lab1", slots=3)),
         ("lab1 platform=linux-amd64", HostSpec("lab1", "lab1", platform="linux-x86_64")),
         (
@@ -51,7 +50,7 @@ def test_a_line_is_a_host(tmp_path: Path, line: str, host: HostSpec) -> None:
     hosts, mistakes = read(tmp_path, line + "\n")
 
     assert mistakes == []
-    assert hosts == (replace(host, line=1),)
+    assert hosts == (host._replace(line=1),)
 
 
 def test_comments_blanks_and_line_ends_are_as_people_write_them(tmp_path: Path) -> None:
