@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -701,13 +701,17 @@ class RunningSession:
             self.log.info("{host}: {reason}", host=spoken(host), reason=reason)
         self._happened(HostDrained(self._now(), host, returns=True))
 
+    def hosts_were(self, names: Iterable[str]) -> None:
+        """These were hosts in earlier runs, whose clients may be there yet."""
+        for host in names:
+            if host not in self.hosts:
+                self._remove(host)
+
     def hosts_changed(self, names: Collection[str]) -> None:
         """From now on these are the hosts; the clients of others end when their workers have."""
         for host, report in self.hosts.items():
             if host not in names and report.status != "removed":
-                self.log.info("{host}: not in the cluster file any more", host=spoken(host))
-                self.hosts[host] = HostReport("removed", "not in the cluster file any more")
-                self._happened(HostDrained(self._now(), host, returns=False))
+                self._remove(host)
         for host in names:
             before = self.hosts.get(host)
             if before is None or before.status == "removed":
@@ -716,6 +720,11 @@ class RunningSession:
             if before is not None and before.status == "removed":
                 self._happened(HostDrained(self._now(), host, returns=True))
         self._look_for_use("no host in the cluster file can be used")
+
+    def _remove(self, host: str) -> None:
+        self.log.info("{host}: not in the cluster file any more", host=spoken(host))
+        self.hosts[host] = HostReport("removed", "not in the cluster file any more")
+        self._happened(HostDrained(self._now(), host, returns=False))
 
     def _look_for_use(self, reason: str) -> None:
         """Tell the core when no host is of use any more, and when one is again."""

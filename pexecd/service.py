@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,8 @@ PORT_PATIENCE: Seconds = 30.0
 
 #: Whether clients may be there that were not told the end of the run: ``left`` or ``told``.
 _CLIENTS = "clients"
+#: The hosts that the cluster file has named so far, with what it said of them: JSON.
+_HOSTS = "hosts"
 
 #: What this computer calls a master that listens on all its addresses.
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -214,6 +216,9 @@ class JobService(Service):
             _closing(stack, statistics.close)
             self.doing = ""
             session.go_on(state.kept, strangers=journal.meta.get(_CLIENTS) == "left")
+            before = _hosts_of(journal)
+            session.hosts_were(before)
+            _note_hosts(journal, self._job.hosts)
             self._session = session
             # it may fail before it is awaited
             stack.callback(session.finished.addErrback, lambda _: None)
@@ -241,13 +246,13 @@ class JobService(Service):
             if self.interrupted:
                 session.interrupt(self.interrupted)
             ways = await self._in_thread(Ways.of, self._job, here, port.host, port.port, pin)
-            launcher = self._launcher_for(session, state, ways, secured)
+            launcher = self._launcher_for(session, state, ways, secured, before)
             session.launcher = self._launcher = launcher
             _closing(stack, launcher.leave)
-            _note_clients(journal, "left")
+            _note(journal, _CLIENTS, "left")
             launcher.start()
             if self._job.cluster is not None:
-                changed = partial(self._hosts_changed, session, launcher)
+                changed = partial(self._hosts_changed, journal, session, launcher)
                 self._cluster = ClusterFile(self._job, self._reactor, self._in_thread, changed)
                 self._cluster.start()
                 stack.callback(self._cluster.stop)
@@ -263,7 +268,7 @@ class JobService(Service):
                     # Workers here that work for nothing are stopped now, not at the next ping.
                     await launcher.wind_down()
                 await session.clients_left()
-                _note_clients(journal, "told")
+                _note(journal, _CLIENTS, "told")
             finally:
                 renewal.stop()
                 self._notifier.stopping()
@@ -432,7 +437,12 @@ class JobService(Service):
         return cast("IListeningPort", await endpoint.listen(factory))
 
     def _launcher_for(
-        self, session: RunningSession, state: State, ways: Ways, secured: Secured
+        self,
+        session: RunningSession,
+        state: State,
+        ways: Ways,
+        secured: Secured,
+        before: Mapping[str, str],
     ) -> Launcher:
         def order(host: HostSpec) -> ClientOrder:
             return ClientOrder(state.session_id, state.public, *ways.to(host))
@@ -445,6 +455,11 @@ class JobService(Service):
             LateConnector(self._reactor, self._job.ssh_config, self._in_thread),
             tunnel_end=secured.tunnel_end,
             spare=self._spare,
+            outdated={
+                host.name
+                for host in self._job.hosts
+                if before.get(host.name, _words(host)) != _words(host)
+            },
         )
 
     def reread(self) -> None:
@@ -455,9 +470,14 @@ class JobService(Service):
             )
 
     def _hosts_changed(
-        self, session: RunningSession, launcher: Launcher, hosts: Sequence[HostSpec]
+        self,
+        journal: Journal,
+        session: RunningSession,
+        launcher: Launcher,
+        hosts: Sequence[HostSpec],
     ) -> Deferred[None]:
         """Go on with these hosts; fires when that has begun."""
+        _note_hosts(journal, hosts)
         session.hosts_changed([host.name for host in hosts])
         launcher.change(hosts)
         return succeed(None)
@@ -663,6 +683,26 @@ def _tune_interpreter(stack: AsyncExitStack, reactor: Any) -> None:
     stack.callback(seeking.stop)
 
 
-def _note_clients(journal: Journal, how: str) -> None:
-    """Nobody waits for this: should it be lost, the next run waits a little more, or less."""
-    journal.note(_CLIENTS, how).addErrback(lambda why: why.trap(JournalError) and None)
+def _hosts_of(journal: Journal) -> dict[str, str]:
+    """What the cluster file said of each host when it last named it."""
+    found: dict[str, str] = json.loads(journal.meta.get(_HOSTS, "{}"))
+    return found
+
+
+def _note_hosts(journal: Journal, hosts: Iterable[HostSpec]) -> None:
+    before = _hosts_of(journal)
+    now = before | {host.name: _words(host) for host in hosts}
+    if now != before:
+        _note(journal, _HOSTS, json.dumps(now))
+
+
+def _words(host: HostSpec) -> str:
+    return repr(host._replace(line=0))
+
+
+def _note(journal: Journal, key: str, value: str) -> None:
+    """Nobody waits for this: what follows from it is journalled behind it.
+
+    Should the last word on clients be lost, the next run waits a little more, or less.
+    """
+    journal.note(key, value).addErrback(lambda why: why.trap(JournalError) and None)

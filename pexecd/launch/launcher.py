@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,7 @@ class Launcher:
         tunnel_end: Callable[[], Deferred[TunnelEnd]] | None = None,
         client: Path | None = None,
         spare: Spare | None = None,
+        outdated: Container[str] = (),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Prepare; ``start`` begins.
@@ -104,6 +105,7 @@ class Launcher:
             tunnel_end: says where the tunnels lead of hosts whose order names no server.
             client: the client's file; default: the one that comes with pexecd.
             spare: a client here that was started already.
+            outdated: hosts that have changed since an earlier run, whose clients may be there.
             jitter: chance, from 0 to 1, for the pauses between attempts.
         """
         self._log = Logger()
@@ -115,6 +117,7 @@ class Launcher:
         self._tunnel_end = tunnel_end
         self._client = client or client_file()
         self._spare = spare
+        self._outdated = outdated
         self._jitter = jitter
         self._copies = Copies()
         self._hosts = {host.name: host for host in hosts}
@@ -124,8 +127,8 @@ class Launcher:
 
     def start(self) -> None:
         """See ``ILauncher.start``."""
-        for host in self._hosts.values():
-            self._begin(host)
+        for name, host in self._hosts.items():
+            self._begin(host, replaces=name in self._outdated)
 
     def _begin(self, host: HostSpec, *, replaces: bool = False) -> None:
         """Keep a client there, or say how to start it by hand."""

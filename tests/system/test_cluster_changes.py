@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.running import JobFolder, adds_up, wait_until
-from tests.system.sshd import Lab, Sshd
+from tests.system.sshd import Lab, Sshd, free_port
 
 JOB = """\
 [job]
@@ -53,13 +53,15 @@ def lab() -> Iterator[Lab]:
 class Play:
     """A job on some hosts, of which the cluster file names the first at first."""
 
-    def __init__(self, path: Path, lab: Lab, hosts: list[Sshd], lines: list[str]) -> None:
+    def __init__(
+        self, path: Path, lab: Lab, hosts: list[Sshd], lines: list[str], more: str = ""
+    ) -> None:
         self.folder = lab.folder / "begun"
         self.folder.mkdir()
         self.folder.chmod(0o777)
         self.job = JobFolder(
             path,
-            JOB,
+            JOB.replace("[worker]", f"{more}[worker]"),
             ["n", *map(str, range(1, TASKS + 1))],
             {"lab.hosts": "\n".join(lines) + "\n", "work.sh": WORKER.format(folder=self.folder)},
         )
@@ -181,3 +183,53 @@ def test_clients_here_come_and_go_too(tmp_path: Path, lab: Lab) -> None:
     hosts = play.finish(process)
     assert hosts[":"]["failed"] == 0
     play.job.assert_nothing_left()
+
+
+def test_removed_while_no_master_was_there(tmp_path: Path, lab: Lab) -> None:
+    first, second = (lab.sshd(f"127.0.0.{n}") for n in (95, 96))
+    # Without a tunnel: who is no host any more has no way to the master through SSH.
+    listen = f"listen = ssl:{free_port('127.0.0.1')}\n"
+    play = Play(tmp_path / "job", lab, [first, second], [f"2/{first.address}"], listen)
+    process = play.job.start()
+    play.until_begun(first, 2)
+    process.kill()
+    process.communicate()
+
+    # Twice: the next master but one knows it, too.
+    play.write(f"2/{second.address}")
+    process = play.job.start()
+    play.until_begun(second, 2)
+    process.kill()
+    process.communicate()
+    assert client_of(first)
+    process = play.job.start()
+    play.until_logged(f"{first.address}: not in the cluster file any more")
+    play.go(first)  # the two that run are finished there, and no further one begins
+    wait_until(lambda: not client_of(first), play.job.log)
+    assert play.begun(first) == 2
+    hosts = play.finish(process)
+
+    assert (hosts[first.address]["done"], hosts[second.address]["done"]) == (2, TASKS - 2)
+    assert hosts[first.address]["status"] == "removed"
+
+
+def test_changed_while_no_master_was_there(tmp_path: Path, lab: Lab) -> None:
+    host = lab.sshd("127.0.0.97")
+    play = Play(tmp_path / "job", lab, [host], [f"1/{host.address}", "1/:  start=no"])
+    process = play.job.start()
+    play.until_begun(host, 1)
+    (before,) = client_of(host)
+    process.kill()
+    process.communicate()
+
+    play.write("1/:  start=no", f"4/{host.address}")
+    process = play.job.start()
+    play.until_logged(f"{host.address}: its client ends when its workers have")
+    assert client_of(host) == [before]
+    play.go(host)
+    wait_until(lambda: before not in client_of(host), play.job.log)
+    (play.folder / f"go.{host.address}").unlink()
+    play.until_begun(host, 5)
+    hosts = play.finish(process)
+    assert hosts[host.address]["done"] == TASKS
+    assert ":: its client ends" not in play.job.log()
