@@ -417,9 +417,10 @@ def _server_and_date(second: int) -> bytes:
 
 
 def _is_empty(transport: Connection) -> bool:
-    """Whether it is there, and all that was written is sent."""
+    """Whether it is there, is to stay, and all that was written is sent."""
     waits = transport.dataBuffer or transport._tempDataLen  # noqa: SLF001 - known nowhere else
-    return bool(transport.connected) and not waits
+    # One that was aborted is there until the end of the reactor's turn.
+    return bool(transport.connected) and not (transport._aborting or waits)  # noqa: SLF001
 
 
 _REASON = b"this is no HTTP request, or its headers are too long\n"

@@ -217,6 +217,23 @@ class LeavingTests(ServerCase):
         await withdrawn
         await self.assertFailure(rest, ConnectionResetError)
 
+    async def test_it_gets_nothing_that_is_ready_in_that_very_turn(self) -> None:
+        asked, undelivered = self.session.next("ask"), self.session.next("undelivered")
+        rest = self.talk(
+            Peer.finish_sending, lambda peer: peer.socket.recv(1), headers=(ANNOUNCED,)
+        )
+        await asked
+        channel, _ = self.site.channels[0]
+        closes = channel.readConnectionLost
+
+        def closed_and_answered() -> None:
+            closes()
+            self.session.asks[0].callback(task())
+
+        channel.readConnectionLost = closed_and_answered  # type: ignore[method-assign]
+        await undelivered
+        await self.assertFailure(rest, ConnectionResetError)
+
     async def test_another_that_closes_its_side_is_still_answered(self) -> None:
         asked = self.session.next("ask")
         reply = self.talk(Peer.finish_sending, Peer.response)
