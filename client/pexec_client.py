@@ -125,6 +125,7 @@ KEEP_AFTER = 1.0  # seconds until what the server did not confirm is put on disk
 # Large results that may be on their way beside one for each slot: they cover the time that the
 # server's disk takes, some tens of milliseconds, while workers go on.
 POSTS_BESIDE = 8
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # it cleans up after these
 STOP_GRACE = 2.0  # seconds from TERM to KILL, and for last reports
 CONNECT_LIMIT = 10.0  # seconds for one address
 ANSWER_LIMIT = 60.0  # seconds without a byte in either direction
@@ -3393,8 +3394,9 @@ class Client:
 
     def run(self):
         """All of it; the exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDING:
             self.loop.on_signal(number, self.stopped)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self._introduce(None)
         # a little later than what knows the reason, where there is no answer at all
         patience = self._patience
@@ -3696,6 +3698,8 @@ def main(arguments):
     log.secret = settings.session
     tell = go_to_background() if settings.background else None
     lock = HostLock(settings.session, settings.host or os.uname().nodename)
+    # from the lock on there is something to clean up: they wait until ``run`` can do that
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         verify(settings.verify)
         lock.take()

@@ -84,6 +84,29 @@ def test_background_says_when_the_client_is_ready(hosts: Hosts, master: Master) 
     assert not hosts.dir.exists()
 
 
+#: Is ended when it has just made its folder.
+ENDED_EARLY = """\
+import os, runpy, signal, sys
+make = os.makedirs
+def make_and_be_ended(*arguments, **more):
+    make(*arguments, **more)
+    os.kill(os.getpid(), signal.{name})
+os.makedirs = make_and_be_ended
+runpy.run_path({client!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_client_that_is_ended_while_it_begins_leaves_nothing(hosts: Hosts, name: str) -> None:
+    early = hosts.home / "early.py"
+    early.write_text(ENDED_EARLY.format(name=name, client=str(CLIENT)))
+
+    assert hosts.run(client=early) == 128 + signal.Signals[name]
+
+    assert not hosts.dir.exists()
+    assert not hosts.locks()
+
+
 def test_the_session_id_is_in_no_log_and_no_name(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, f"false {SESSION}"), Task(10001, f"/{SESSION}"), Task(10002, SLEEPS))
     client = hosts.start()
