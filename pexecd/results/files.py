@@ -175,6 +175,8 @@ def _joined(cells: Sequence[str]) -> bytes:
     line = _SEPARATOR.join(cells)
     if line.startswith("#"):
         line = "\\" + line  # or it would be a comment to whoever reads the table
+    elif line.startswith("\\#"):
+        line = " " + line  # or it would be such a one
     return line.encode("utf-8", "surrogateescape")
 
 

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from pexecd.jobs.table import Table
 from pexecd.jobs.values import CollectKind, CollectRule
 from pexecd.ports import StoredResult
-from pexecd.results.files import Entry, Layout, Mark, OutputLostError, reason_line, row
+from pexecd.results.files import (
+    Entry,
+    Layout,
+    Mark,
+    OutputLostError,
+    headline,
+    reason_line,
+    row,
+)
 from tests.results import inline
 
 
@@ -125,6 +134,13 @@ def test_a_spooled_result_that_became_empty(tmp_path: Path) -> None:
 def test_lines_of_the_failed_table() -> None:
     assert reason_line(17, "exit\nstatus  3\udcff") == b"# task 17: exit status 3?\n"
     assert row(("# no comment", "")) == b"\\# no comment|\n"
+
+
+@pytest.mark.parametrize("cell", ["# x", "\\# x", "\\\\# x", "\\", "x # y"])
+def test_a_line_of_a_table_is_read_as_it_was_meant(tmp_path: Path, cell: str) -> None:
+    table = tmp_path / "table"
+    table.write_bytes(headline(["a", "b"]) + row((cell, cell)))
+    assert list(Table(table, ["a", "b"])) == [(cell, cell)]
 
 
 @pytest.mark.parametrize("change", [b"1234", b"12x45", b"x2345behind"])
