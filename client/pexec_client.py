@@ -3648,8 +3648,10 @@ def read_file(settings):
 
 def verify(wanted):
     """``ClientError`` unless this file has that SHA-256."""
+    if not wanted:
+        return  # it may be gone by now: a client that has just ended removed the copy of both
     found = file_digest(OWN_FILE, "sha256")
-    if wanted and found != wanted.lower():
+    if found != wanted.lower():
         raise ClientError(EXIT_VERSION, "this file has another checksum: %s" % found)
 
 

@@ -107,6 +107,32 @@ def test_a_client_that_is_ended_while_it_begins_leaves_nothing(hosts: Hosts, nam
     assert not hosts.locks()
 
 
+#: Loses its file when it has just been loaded.
+LOSES_FILE = """\
+import os
+with open({client!r}) as file:
+    code = compile(file.read(), {client!r}, "exec")
+os.unlink({client!r})
+exec(code, {{"__name__": "__main__", "__file__": {client!r}}})
+"""
+
+
+def test_a_client_whose_file_is_removed_while_it_begins_goes_on(
+    hosts: Hosts, master: Master
+) -> None:
+    copy = hosts.home / "copy.py"
+    shutil.copy(CLIENT, copy)
+    begin = hosts.home / "begin.py"
+    begin.write_text(LOSES_FILE.format(client=str(copy)))
+    master.add(Task(10000, "cat", inputs={"stdin": b"x"}))
+
+    assert hosts.run("--background", "--copied", client=begin) == 0
+
+    master.wait(lambda: 10000 in master.completed)
+    assert hosts.gone()
+    assert not hosts.dir.exists()
+
+
 def test_the_session_id_is_in_no_log_and_no_name(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, f"false {SESSION}"), Task(10001, f"/{SESSION}"), Task(10002, SLEEPS))
     client = hosts.start()
