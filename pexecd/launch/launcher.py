@@ -226,7 +226,7 @@ class _Keeper:
         replaces: a client that is there already must end before another is started.
         tunnel_end: says where a tunnel leads.
         spare: a client on this computer that was started already.
-        holds_tunnel: whether a client may need it just now.
+        holds_tunnel: whether a client may need it just now; also before it is there.
         stopping: ``keep`` was cancelled. It must not rely on CancelledError alone: some steps
             of Twisted end with an error of their own then, as looking up a name does.
     """
@@ -428,11 +428,14 @@ class _SSHKeeper(_Keeper):
 
     async def _run(self) -> Callable[[], None]:
         self._program()  # without it nobody need be bothered
-        tunnel = None
-        if not self._order.server and self.tunnel_end is not None:
-            tunnel = Tunnel(self._host, await self.tunnel_end())
-        connection = await self._connector.connect(self._host)
+        tunnel: Tunnel | None = None
+        connection: IConnection | None = None
         try:
+            if not self._order.server and self.tunnel_end is not None:
+                # At once: an earlier master's client may be there that has to hear of the end.
+                self.holds_tunnel = True
+                tunnel = Tunnel(self._host, await self.tunnel_end())
+            connection = await self._connector.connect(self._host)
             if tunnel is None:
                 server = await self._server(connection)
                 if await self._start(connection, server):
@@ -441,10 +444,11 @@ class _SSHKeeper(_Keeper):
                 await self._keep_tunnel(connection, await tunnel.open(connection))
         finally:
             self.holds_tunnel = False
-            if tunnel is not None and not self.leaving:
-                with suppress(HostError):
-                    await tunnel.remove(connection)
-            await connection.close()
+            if connection is not None:
+                if tunnel is not None and not self.leaving:
+                    with suppress(HostError):
+                        await tunnel.remove(connection)
+                await connection.close()
         return partial(self._watcher.host_started, self._host.name)
 
     def _program(self) -> ClientProgram:

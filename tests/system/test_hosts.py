@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -342,3 +343,34 @@ def test_clients_of_many_pythons_over_ssh(tmp_path: Path, lab: Lab) -> None:
             adds_up(numbers)
             assert (numbers["done"], numbers["failed"]) == (6, 2)
             assert "it is bad" in (job.state / "log" / "failures.log").read_text()
+
+
+def test_clients_of_a_killed_master_hear_the_end_of_a_job_with_failed_tasks(
+    tmp_path: Path, lab: Lab
+) -> None:
+    hosts = [lab.sshd(address, user=True) for address in ADDRESSES[:2]]
+    text = JOB.replace("[worker]", "attempts = 1\n[worker]")
+    job = make_job(tmp_path, lab, hosts, text=text)
+    (job.path / "table.txt").write_text("n\n1\n2\n")
+    first = lab.folder / "begun" / "first"
+    (job.path / "work.sh").write_text(
+        f"#!/bin/sh\n[ $1 = 1 ] && exit 1\nmkdir {first} && exec sleep 1000\necho 4\n"
+    )
+    process = job.start()
+    wait_until(first.exists, job.log)
+    (sleeps,) = [host.user for host in hosts if host.user and host.user.uid == first.stat().st_uid]
+    clients = [pid for pid in sleeps.processes() if is_client(pid)]
+    for pid in clients:
+        os.kill(pid, signal.SIGSTOP)  # it will not hear that the other host has done it
+    joblog = job.state / "joblog.tsv"
+    wait_until(lambda: "\tdone\t" in joblog.read_text(), job.log)
+    process.kill()
+    process.communicate()
+    for pid in clients:
+        os.kill(pid, signal.SIGCONT)
+    job.run(expect=1)
+    wait_until(
+        lambda: not [pid for pid in sleeps.processes() if not is_sshd(pid)],
+        lambda: "processes are left on a host",
+    )
+    assert not list(Path("/tmp").glob(f"pexec-{sleeps.uid}/*"))

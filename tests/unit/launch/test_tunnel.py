@@ -80,10 +80,11 @@ class Host:
 
 
 class TestTunnels(SynchronousTestCase):
-    def launch(self, *hosts: Host) -> Launcher:
+    def launch(self, *hosts: Host | Deferred[Host]) -> Launcher:
         self.clock, self.watcher = Clock(), Watcher()
         for host in hosts:
-            verifyObject(IConnection, host)
+            if isinstance(host, Host):
+                verifyObject(IConnection, host)
         self.connector = ScriptedConnector(list(hosts))
         self.launcher = Launcher(
             self.clock,
@@ -200,6 +201,15 @@ class TestTunnels(SynchronousTestCase):
         self.assertEqual(host.did, ["prepare", "tell", "start"])
         self.end(self.launcher.stop)
         self.assertEqual(host.did[3:], ["remove", "close"])
+
+    def test_clients_of_an_earlier_master_hear_of_an_end_that_comes_at_once(self) -> None:
+        host, connecting = Host(), Deferred[Host]()
+        self.launch(connecting)
+        self.end(self.launcher.wind_down)
+        connecting.callback(host)
+        self.assertEqual(host.did, ["prepare", "tell"])
+        self.end(self.launcher.stop)
+        self.assertEqual(host.did[2:], ["remove", "close"])
 
     def test_nothing_is_removed_under_clients_that_carry_on(self) -> None:
         host = Host()
