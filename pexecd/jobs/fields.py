@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from pexecd.errors import BadInputError, Mistake
-from pexecd.jobs.mistakes import did_you_mean, unreadable
+from pexecd.jobs.mistakes import did_you_mean, one_of, unreadable
 from pexecd.jobs.reader import Entry, Section, read_sections
 
 D = TypeVar("D")
@@ -139,6 +139,7 @@ class Fields:
         known: Collection[str],
         free: str | None = None,
         elsewhere: Mapping[str, str] = MappingProxyType({}),
+        expected: str | None = None,
     ) -> None:
         """Every other key is a mistake.
 
@@ -146,6 +147,7 @@ class Fields:
             known: the keys there are.
             free: keys that begin with this are checked by somebody else.
             elsewhere: keys of other sections, and which.
+            expected: what is said of the known keys to one who is not near any; default: all.
         """
         for entry in self.entries.values():
             if entry.key in known or (free and entry.key.startswith(free)):
@@ -154,6 +156,7 @@ class Fields:
             if not hint and entry.key in elsewhere:
                 hint = f", it belongs to [{elsewhere[entry.key]}]"
             hint = hint or did_you_mean(entry.key, elsewhere)
+            hint = hint or f", {expected or one_of(known)} expected"
             self.text.mistake(entry.line, f"[{self.name}] has no key '{entry.key}'{hint}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pexecd.errors import Mistake
@@ -45,6 +45,12 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     lower = {one.lower(): one for one in known}
     close = difflib.get_close_matches(word.lower(), lower, n=1)
     return f" (did you mean '{lower[close[0]]}'?)" if close else ""
+
+
+def one_of(words: Iterable[str]) -> str:
+    """``a, b or c``."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def unreadable(path: Path) -> str | None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pexecd.errors import Mistake
 from pexecd.jobs.fields import Fields, JobText
 from pexecd.jobs.functions import function_problem
-from pexecd.jobs.mistakes import Tally, did_you_mean
+from pexecd.jobs.mistakes import Tally, did_you_mean, one_of
 from pexecd.jobs.reader import Entry
 from pexecd.jobs.templates import Pattern, PatternError
 from pexecd.jobs.values import (
@@ -148,13 +148,18 @@ def read_tests(
     """``[validate]``: result name = ready-made tests; ``function = FILE:NAME``."""
     fields = text.fields("validate")
     names = [rule.name for rule in results]
-    fields.only([*names, "function"])
+    fields.only([*names, "function"], expected=_expected(names, "function"))
     tests: list[Test] = []
     for name in names:
         entry = fields.string(name)
         if entry is not None:
             tests += _tests(fields, entry)
     return tuple(tests), _function(fields)
+
+
+def _expected(results: Iterable[str], *others: str) -> str:
+    """The keys of a section that has one for each result, for people who do not know them."""
+    return one_of([f"the name of a result ({', '.join(results)}; see [result])", *others])
 
 
 def _tests(fields: Fields, entry: Entry) -> Iterator[Test]:
@@ -202,7 +207,8 @@ def read_collect(text: JobText, results: Collection[ResultRule]) -> Collecting:
     """
     fields = text.fields("collect")
     names = [rule.name for rule in results]
-    fields.only([*names, "failed", "function", "order"])
+    others = ("failed", "function", "order")
+    fields.only([*names, *others], expected=_expected(names, *others))
     function = _function(fields)
     kinds = {kind.value: kind for kind in CollectKind}
     targets: dict[Path, Entry] = {}

@@ -157,6 +157,18 @@ def test_all_mistakes_of_all_files_are_told_at_once_in_order(folder: Folder) -> 
     ]
 
 
+def test_a_key_like_no_other_is_answered_with_those_there_are(folder: Folder) -> None:
+    said = folder.mistakes(LEAST + "[client]\nretries = 3\n[ssh]\nxyz = 1\n")
+
+    assert said == [
+        (
+            "job.ini:6: [client] has no key 'retries', ping, patience, delete_worker, "
+            "delete_client or keep_failed expected"
+        ),
+        "job.ini:8: [ssh] has no key 'xyz', config expected",
+    ]
+
+
 def test_what_must_be_there_is_asked_for(folder: Folder) -> None:
     assert folder.mistakes("") == [
         "job.ini: [job] has no 'parameters', the file of the parameter table expected",

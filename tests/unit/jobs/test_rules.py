@@ -149,6 +149,13 @@ def test_ready_made_tests(folder: Folder, value: str, tests: list[tuple[str, str
     ("line", "said"),
     [
         ("outptu = number", "[validate] has no key 'outptu' (did you mean 'output'?)"),
+        (
+            "stdout = number",
+            (
+                "[validate] has no key 'stdout', the name of a result (output; see [result]) or "
+                "function expected"
+            ),
+        ),
         ("output = nonempty", "output: unknown test 'nonempty' (did you mean 'non_empty'?)"),
         ("output = match a", "output: match /REGEX/ expected"),
         ("output = match /a", "output: match /REGEX/ expected"),
@@ -239,7 +246,10 @@ def test_every_wrong_collecting_rule_is_named(folder: Folder) -> None:
         "job.ini:20: f: sub is a folder, a file was expected",
         "job.ini:21: g: none/g.txt cannot be written: there is no folder none",
         "job.ini:22: h: job.ini would be written over: the job file itself reads it",
-        "job.ini:23: [collect] has no key 'nope'",
+        (
+            "job.ini:23: [collect] has no key 'nope', the name of a result (a, b, c, d, e, f, g, "
+            "h; see [result]), failed, function or order expected"
+        ),
         "job.ini:24: failed: c.txt is written by 'c' in line 17 already",
         "job.ini:25: order: 'size': parameters or completion expected",
     ]
