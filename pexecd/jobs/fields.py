@@ -21,12 +21,14 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _SYSTEM_MACHINE = re.compile(r"[a-z0-9]+-[a-z0-9_]+")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
+_JOB_FILE_EXPECTED = ", a job file was expected"
+
 
 class JobText:
     """A job file that is being read: its sections, and all mistakes found so far.
 
     Raises:
-        BadInputError: there is no such file, or it cannot be read.
+        BadInputError: there is no such file, it cannot be read, or it is something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,9 +40,18 @@ class JobText:
         self.sources = {Path(os.path.normpath(path.absolute())): "the job file itself"}
         problem = unreadable(path)
         if problem:
-            self.mistake(0, f"{problem}, a job file was expected")
+            self.mistake(0, problem.removesuffix(", a file was expected") + _JOB_FILE_EXPECTED)
             raise BadInputError(self.mistakes)
         self.sections = read_sections(path.read_bytes(), self.file, self.mistakes)
+        if self.mistakes and not self.sections:
+            # The table, perhaps, which may have a million lines: each of them is wrong.
+            self.mistakes = []
+            self.mistake(
+                0,
+                f"has no section such as [job]{_JOB_FILE_EXPECTED}, which names the parameter "
+                "table (parameters = FILE)",
+            )
+            raise BadInputError(self.mistakes)
 
     def mistake(self, line: int, text: str) -> None:
         self.mistakes.append(Mistake(self.file, line, text))

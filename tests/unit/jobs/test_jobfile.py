@@ -185,6 +185,20 @@ def test_a_job_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
         read_job(tmp_path / "none.ini")
 
     assert str(caught.value) == f"{tmp_path}/none.ini: does not exist, a job file was expected"
+    with pytest.raises(BadInputError) as caught:
+        read_job(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: is a folder, a job file was expected"
+
+
+def test_a_table_in_place_of_a_job_file_is_one_mistake(folder: Folder) -> None:
+    said = folder.mistakes("L | T\n" + "16 | 2.0\n" * 1000, "sweep.txt")
+
+    assert said == [
+        (
+            "sweep.txt: has no section such as [job], a job file was expected, which names the "
+            "parameter table (parameters = FILE)"
+        )
+    ]
 
 
 def test_files_that_are_missing_are_named(folder: Folder) -> None:
