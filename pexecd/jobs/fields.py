@@ -17,7 +17,9 @@ from pexecd.jobs.reader import Entry, Section, read_sections
 
 D = TypeVar("D")
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+#: No limit has more digits; Python would refuse to read some thousands of them.
+_MOST_DIGITS = 19
 _SYSTEM_MACHINE = re.compile(r"[a-z0-9]+-[a-z0-9_]+")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -96,15 +98,18 @@ class Fields:
             return None
         return self.string(key)
 
-    def whole(self, key: str, default: D, least: int = 0, most: int = 10**9) -> int | D:
-        """A whole number within limits."""
+    def whole(
+        self, key: str, default: D, least: int = 0, most: int = 10**9, unit: str = ""
+    ) -> int | D:
+        """A whole number within limits; ``unit`` is what it counts, for those who wrote ``1h``."""
         entry = self.string(key)
         if entry is None:
             return default
+        expected = f"{least} to {most}{f' {unit}' if unit else ''} expected"
         if not _WHOLE.fullmatch(entry.value):
-            self.mistake(entry, f"'{entry.value}' is no whole number")
-        elif not least <= int(entry.value) <= most:
-            self.mistake(entry, f"{entry.value} is out of range, {least} to {most} expected")
+            self.mistake(entry, f"'{entry.value}' is no whole number, {expected}")
+        elif len(entry.value) > _MOST_DIGITS or not least <= int(entry.value) <= most:
+            self.mistake(entry, f"{entry.value} is out of range, {expected}")
         else:
             return int(entry.value)
         return default

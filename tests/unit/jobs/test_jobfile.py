@@ -136,9 +136,9 @@ def test_all_mistakes_of_all_files_are_told_at_once_in_order(folder: Folder) -> 
         "job.ini:4: [job] has no key 'Timeout' (did you mean 'timeout'?)",
         "job.ini:5: [job] has no key 'ping', it belongs to [client]",
         "job.ini:8: attempts: 0 is out of range, 1 to 1000000000 expected",
-        "job.ini:9: duplicates: 'two' is no whole number",
-        "job.ini:10: give_up: '1e3' is no whole number",
-        "job.ini:11: timeout: 31536001 is out of range, 0 to 31536000 expected",
+        "job.ini:9: duplicates: 'two' is no whole number, 1 to 1000000000 expected",
+        "job.ini:10: give_up: '1e3' is no whole number, 1 to 1000000000 seconds expected",
+        "job.ini:11: timeout: 31536001 is out of range, 0 to 31536000 seconds expected",
         "job.ini:12: listen: '8080' is no Twisted server endpoint, one like tcp:8080 expected",
         "job.ini:13: advertise: 'master': an address like http://master:8080 expected",
         "job.ini:14: name: 'a/b' is no name of a job, letters, digits, '.', '_' and '-' expected",
@@ -167,6 +167,13 @@ def test_a_key_like_no_other_is_answered_with_those_there_are(folder: Folder) ->
         ),
         "job.ini:8: [ssh] has no key 'xyz', config expected",
     ]
+
+
+@pytest.mark.parametrize("number", ["9" * 20, "-" + "9" * 20, "9" * 5000])
+def test_a_number_that_is_far_too_large_is_a_number(folder: Folder, number: str) -> None:
+    said = folder.mistakes(LEAST + f"[client]\nping = {number}\n")
+
+    assert said == [f"job.ini:6: ping: {number} is out of range, 0 to 31536000 seconds expected"]
 
 
 def test_what_must_be_there_is_asked_for(folder: Folder) -> None:
