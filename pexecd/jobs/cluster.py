@@ -22,6 +22,7 @@ _COMMENT = re.compile(r"(?:^|(?<=[ \t]))#.*")
 _SLOTS = re.compile(r"([0-9]+)/(.*)")
 _USER = re.compile(r"[\w.+@\\][\w.+@\\-]*\$?")
 _HOST = re.compile(r"[\w.][\w.-]*")
+_LIST = re.compile(r"[\[{,]")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
@@ -83,8 +84,9 @@ def _pair(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals:
         raise _LineError(
-            f"'{word}' is no key=value; an ssh command in place of a host is not supported: "
-            "give its options in the file of [ssh] config"
+            f"'{word}' is no key=value, a host a line and no blanks around '=' expected; an ssh "
+            "command in place of a host is not supported: give its options in the file of [ssh] "
+            "config"
         )
     return key, value
 
@@ -126,7 +128,12 @@ def _read_place(place: str) -> tuple[str, int | None]:
     address, colon, port = place.partition(":")
     if not _HOST.fullmatch(address):
         # a name that begins with '-' would be an option to ssh
-        raise _LineError(f"'{address}' is no name or address of a host")
+        raise _LineError(
+            f"'{address}' is no name or address of a host, one a line expected (lists like "
+            "node[1-4] or node1,node2 are not supported)"
+            if _LIST.search(place)
+            else f"'{address}' is no name or address of a host"
+        )
     return address, _port(port) if colon else None
 
 
@@ -161,7 +168,7 @@ def _with_option(host: HostSpec, key: str, value: str) -> HostSpec:
 
 def _slots(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", text):
-        raise _LineError(f"'{text}' slots: a whole number from 1 expected")
+        raise _LineError(f"'{text}' slots: a whole number, 1 to 999999 expected")
     return int(text)
 
 

@@ -12,6 +12,7 @@ and only lines in blocks with something special in them are looked at one by one
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -115,6 +116,15 @@ def check_table(
             wanted.check(numbers, lines, scan)
     scan.fail_on_mistakes()
     return count, scan.digest
+
+
+def _why(name: str) -> str:
+    """What one who wrote this in the headline may not know."""
+    if re.search(r"\w[\s,;]+\w", name):
+        return "; cells are separated by '|'"
+    if re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", name, re.IGNORECASE):
+        return "; the headline is the first line that is neither empty nor begins with '#'"
+    return "" if name else "; before and after each '|' is one"
 
 
 class _WantedFiles:
@@ -293,7 +303,7 @@ class _Scan:
                 self.mistakes.add(
                     number,
                     f"'{name}' in the headline is no name of a parameter, "
-                    "a letter or '_' and then letters, digits, '_' expected",
+                    f"a letter or '_' and then letters, digits, '_' expected{_why(name)}",
                 )
                 good = False
             elif name in names[:place]:

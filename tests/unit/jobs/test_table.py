@@ -165,6 +165,26 @@ def test_a_bad_headline_is_a_mistake(write: Write, data: bytes, said: str) -> No
     assert [one[: len(said)] for one in mistakes(write(data))] == [said]
 
 
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        (
+            b"#a|b\n1e-3|b\n",
+            "the headline is the first line that is neither empty nor begins with '#'",
+        ),
+        (b"a, b\n1, 2\n", "cells are separated by '|'"),
+        (b"a\tb\n1\t2\n", "cells are separated by '|'"),
+        (b"|a|b\n|1|2\n", "before and after each '|' is one"),
+    ],
+)
+def test_what_other_tables_look_like_is_answered_with_how_this_one_does(
+    write: Write, data: bytes, hint: str
+) -> None:
+    [said] = mistakes(write(data))
+
+    assert said.endswith(f"expected; {hint}")
+
+
 def test_below_a_bad_headline_the_lines_are_checked_too(write: Write) -> None:
     assert mistakes(write(b"a|1\n1|2\n3\n"))[1:] == [
         "sweep.txt:3: 1 cell, 2 expected as in the headline (line 1)"
