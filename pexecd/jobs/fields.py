@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from pexecd.errors import BadInputError, Mistake
-from pexecd.jobs.mistakes import did_you_mean, one_of, unreadable
+from pexecd.jobs.mistakes import closest, did_you_mean, one_of, unreadable
 from pexecd.jobs.reader import Entry, Section, read_sections
 
 D = TypeVar("D")
@@ -23,6 +23,8 @@ _MOST_DIGITS = 19
 _SYSTEM_MACHINE = re.compile(r"[a-z0-9]+-[a-z0-9_]+")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
+#: So alike must keys of two sections be: 'user' is no mistake for 'cluster'.
+_LIKENESS = 0.75
 _JOB_FILE_EXPECTED = ", a job file was expected"
 
 
@@ -171,9 +173,14 @@ class Fields:
             hint = did_you_mean(entry.key, known)
             if not hint and entry.key in elsewhere:
                 hint = f", it belongs to [{elsewhere[entry.key]}]"
-            hint = hint or did_you_mean(entry.key, elsewhere)
-            hint = hint or f", {expected or one_of(known)} expected"
+            hint = hint or f", {expected or one_of(known)} expected{_other(entry.key, elsewhere)}"
             self.text.mistake(entry.line, f"[{self.name}] has no key '{entry.key}'{hint}")
+
+
+def _other(key: str, elsewhere: Mapping[str, str]) -> str:
+    """A key of another section that this may be."""
+    close = closest(key, elsewhere, _LIKENESS)
+    return f" (or did you mean '{close}' of [{elsewhere[close]}]?)" if close else ""
 
 
 def platform_word(word: str) -> str | None:

@@ -126,7 +126,14 @@ def _check_names(text: JobText) -> None:
             )
     home = {key: name for name, keys in _KEYS.items() for key in keys}
     for name, keys in _KEYS.items():
-        text.fields(name).only(keys, "executable." if name == "worker" else None, home)
+        text.fields(name).only(
+            keys,
+            "executable." if name == "worker" else None,
+            home,
+            "config = FILE (an ssh_config, where users, ports and keys stand)"
+            if name == "ssh"
+            else None,
+        )
 
 
 def _job_name(job: Fields) -> str:

@@ -42,9 +42,15 @@ class Tally:
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest known word, else nothing."""
+    close = closest(word, known)
+    return f" (did you mean '{close}'?)" if close else ""
+
+
+def closest(word: str, known: Collection[str], likeness: float = 0.6) -> str | None:
+    """The known word that is most like this, if any is that like it."""
     lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(word.lower(), lower, n=1)
-    return f" (did you mean '{lower[close[0]]}'?)" if close else ""
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=likeness)
+    return lower[close[0]] if close else None
 
 
 def one_of(words: Iterable[str]) -> str:

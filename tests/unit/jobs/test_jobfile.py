@@ -158,14 +158,21 @@ def test_all_mistakes_of_all_files_are_told_at_once_in_order(folder: Folder) -> 
 
 
 def test_a_key_like_no_other_is_answered_with_those_there_are(folder: Folder) -> None:
-    said = folder.mistakes(LEAST + "[client]\nretries = 3\n[ssh]\nxyz = 1\n")
+    said = folder.mistakes(LEAST + "[client]\nretries = 3\n[ssh]\nuser = ann\ntime_out = 1\n")
 
     assert said == [
         (
             "job.ini:6: [client] has no key 'retries', ping, patience, delete_worker, "
             "delete_client or keep_failed expected"
         ),
-        "job.ini:8: [ssh] has no key 'xyz', config expected",
+        (
+            "job.ini:8: [ssh] has no key 'user', config = FILE (an ssh_config, where users, ports "
+            "and keys stand) expected"
+        ),
+        (
+            "job.ini:9: [ssh] has no key 'time_out', config = FILE (an ssh_config, where users, "
+            "ports and keys stand) expected (or did you mean 'timeout' of [job]?)"
+        ),
     ]
 
 
