@@ -88,7 +88,10 @@ class StateFolder:
                     f"{path}: cannot be locked ({error.strerror}); name a place on a local "
                     "disk with state = in [job]"
                 ) from None
-            raise StateError(f"{path}: held by {holder}") from None
+            raise StateError(
+                f"{path}: held by {holder}, which works on this job; wait for its end, or press "
+                "Ctrl-C there"
+            ) from None
         # Where the disk is full the lock holds all the same, but nobody reads whose it is.
         with contextlib.suppress(OSError):
             os.ftruncate(lock, 0)

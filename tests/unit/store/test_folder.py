@@ -27,7 +27,7 @@ def test_a_folder_that_others_may_read_becomes_private(tmp_path: Path) -> None:
 
 def test_only_one_master_has_it(tmp_path: Path) -> None:
     held = StateFolder.claim(tmp_path / "state")
-    with pytest.raises(StateError, match=rf"state: held by process {os.getpid()} on \S+$"):
+    with pytest.raises(StateError, match=rf"state: held by process {os.getpid()} on \S+, which w"):
         StateFolder.claim(tmp_path / "state")
     held.release()
     StateFolder.claim(tmp_path / "state").release()
