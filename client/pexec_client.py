@@ -2239,6 +2239,8 @@ class Engine:
                 reason = "%s: %s" % (os.fsdecode(error.filename), reason)
                 if error.errno == errno.ENOENT and os.path.isfile(error.filename):
                     reason += " (the file is; its #! interpreter or its loader is not)"
+                elif error.errno == errno.ENOEXEC:
+                    reason += " (it has no #! line, or is for another platform)"
             self._give_up(run, "start", reason)
 
     def _give_up(self, run, kind, reason):

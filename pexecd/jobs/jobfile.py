@@ -257,9 +257,25 @@ def _executables(fields: Fields) -> dict[str, Path]:
         else:
             lines[platform] = entry.line
         path = fields.file(fields.string(entry.key))
+        problem = path and _unstartable(path)
+        if problem:
+            fields.mistake(entry, f"{entry.value} {problem}")
         if platform is not None and path is not None:
             executables.setdefault(platform, path)
     return executables
+
+
+def _unstartable(path: Path) -> str | None:
+    """Why no host could start this executable, as far as its first line tells, or None."""
+    with path.open("rb") as file:
+        first = file.readline(256)
+    if not first:
+        return "is empty, a program was expected"
+    if first.startswith(b"#!") and first.endswith(b"\r\n"):
+        return "has Windows line ends (CRLF), so its #! interpreter is not found, LF expected"
+    if first.startswith(b"\xef\xbb\xbf#!"):
+        return "begins with a byte order mark, '#!' expected first"
+    return None
 
 
 def _env(text: JobText, columns: Collection[str] | None) -> dict[str, str]:

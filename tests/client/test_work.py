@@ -209,6 +209,9 @@ def test_failures_say_why(hosts: Hosts, master: Master, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/nothing/there\n")
     script.chmod(0o755)
+    no_script = tmp_path / "no script"
+    no_script.write_text("echo 1\n")
+    no_script.chmod(0o755)
     master.add(
         Task(10000, "/bin/sh -c 'echo bad >&2; exit 3'"),
         Task(10001, "/bin/sh -c 'kill -9 $$'"),
@@ -219,6 +222,7 @@ def test_failures_say_why(hosts: Hosts, master: Master, tmp_path: Path) -> None:
         Task(10006, "/bin/sh -c 'mkfifo result'", results={"output": "result"}),
         Task(10007, "/bin/sh -c 'yes | head -c 100000 >&2; exit 1'"),
         Task(10008, str(script)),
+        Task(10009, f"'{no_script}'"),
     )
 
     assert hosts.run(Slots="2") == 0
@@ -236,6 +240,7 @@ def test_failures_say_why(hosts: Hosts, master: Master, tmp_path: Path) -> None:
     assert failed[10003]["Reason"] == f"{tmp_path / 'nothing there'}: No such file or directory"
     assert failed[10008]["Kind"] == "start"
     assert "the file is; its #! interpreter" in failed[10008]["Reason"]
+    assert "no #! line, or is for another platform" in failed[10009]["Reason"]
     assert {failed[ticket]["Kind"] for ticket in (10004, 10005, 10006)} == {"missing"}
     assert len(master.tails[10007]) == 4096
     assert all(float(failed[ticket]["Seconds"]) < 10 for ticket in (10000, 10001, 10002))

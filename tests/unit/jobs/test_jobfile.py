@@ -183,6 +183,26 @@ def test_a_number_that_is_far_too_large_is_a_number(folder: Folder, number: str)
     assert said == [f"job.ini:6: ping: {number} is out of range, 0 to 31536000 seconds expected"]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty, a program was expected"),
+        (
+            b"#!/bin/sh\r\necho 1\r\n",
+            "has Windows line ends (CRLF), so its #! interpreter is not found, LF expected",
+        ),
+        (b"\xef\xbb\xbf#!/bin/sh\n", "begins with a byte order mark, '#!' expected first"),
+    ],
+)
+def test_an_executable_that_cannot_start_anywhere_is_a_mistake(
+    folder: Folder, content: bytes, said: str
+) -> None:
+    folder.write("w.sh", content)
+    text = LEAST.replace("echo", "w") + "name = w\nexecutable = w.sh\n"
+
+    assert folder.mistakes(text) == [f"job.ini:6: executable: w.sh {said}"]
+
+
 def test_what_must_be_there_is_asked_for(folder: Folder) -> None:
     assert folder.mistakes("") == [
         "job.ini: [job] has no 'parameters', the file of the parameter table expected",
