@@ -35,6 +35,7 @@ from pexecd.disk import TRIED, tell_pause, tell_room
 from pexecd.errors import BAD_INPUT, BadInputError, JournalError, PexecdError, StateError
 from pexecd.faraway import LateConnector, Secured
 from pexecd.jobs import Renderer
+from pexecd.jobs.doubts import doubts
 from pexecd.jobs.reach import as_tcp, is_loopback, is_secure, needs_tunnel
 from pexecd.jobs.values import HostSpec, Job
 from pexecd.launch.launcher import Launcher
@@ -204,6 +205,8 @@ class JobService(Service):
             await self._in_thread(folder.check)
             await self._wait_for_room(folder)
             _log_to(stack, folder.log)
+            for doubt in doubts(self._job):
+                self._log.warn("{doubt}", doubt=doubt)
             journal = await self._in_thread(Journal.open, folder.database, self._reactor)
             _closing(stack, journal.close)
             state, rest = await self._state_from(folder, journal)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pexecd.errors import BAD_INPUT, BadInputError, spoken
 from pexecd.jobs import Renderer, read_job, read_table
+from pexecd.jobs.doubts import doubts
 from pexecd.jobs.reach import is_secure, listens_on_loopback
 from pexecd.jobs.templates import Pattern
 from pexecd.jobs.values import HostSpec, InputKind, InputRule, Job, Rendered
@@ -130,7 +131,7 @@ def settings(job: Job) -> Iterator[tuple[str, Any]]:
 
 def warnings(job: Job) -> list[str]:
     """What works, but should be known."""
-    found = []
+    found = list(doubts(job))
     if not listens_on_loopback(job.listen) and not is_secure(job.listen):
         found.append(
             f"listen = {job.listen}: hosts and master speak plain HTTP; whoever can read the "

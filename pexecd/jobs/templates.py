@@ -148,12 +148,14 @@ class CommandPattern:
 
     Attributes:
         text: the command as it was written.
+        written: its words, likewise, with their quotes; none where a shell reads them.
     """
 
-    __slots__ = ("_holes", "_words", "text")
+    __slots__ = ("_holes", "_words", "text", "written")
 
-    def __init__(self, text: str, words: Iterable[Pattern]) -> None:
+    def __init__(self, text: str, words: Iterable[Pattern], written: tuple[str, ...] = ()) -> None:
         self.text = text
+        self.written = written
         self._words: list[str] = []
         self._holes: list[tuple[int, Pattern]] = []
         for place, word in enumerate(words):
@@ -170,7 +172,7 @@ class CommandPattern:
             problems.append(Problem(0, "the command is empty"))
         if problems:
             raise PatternError(problems)
-        return cls(text, words)
+        return cls(text, words, tuple(word.text for word in words))
 
     @classmethod
     def for_shell(cls, text: str) -> CommandPattern:
