@@ -16,7 +16,19 @@ from pexecd.errors import BAD_INPUT, BadInputError
 JOB = click.argument("job", type=click.Path(path_type=Path))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    """The verbs; one who gives a job without a verb is told which there are."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        first = args[0]
+        if first not in self.commands and (first.endswith(".ini") or Path(first).exists()):
+            ctx.fail(f"'{first}' is no command: pexecd run {first}, or pexecd check {first}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pexecd")
 def main() -> None:
     """Run a program once for every line of a table, on all your computers at once.

@@ -370,6 +370,12 @@ def test_mistakes_are_named_with_their_line_and_nothing_starts(
     assert not job.state.exists()
 
 
+def test_a_job_without_a_verb_is_answered_with_the_verbs(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path / "job", ECHO, numbers(3))
+    printed = job.finish(job.start(*PEXECD, "job.ini"), expect=2)
+    assert "pexecd run job.ini, or pexecd check job.ini" in printed
+
+
 def test_check_shows_commands_and_settings_and_starts_nothing(tmp_path: Path) -> None:
     job = JobFolder(tmp_path / "job", ECHO, numbers(3))
     printed = job.finish(job.start(*PEXECD, "check", "job.ini"))
