@@ -152,10 +152,25 @@ def _job_name(job: Fields) -> str:
 def _state(job: Fields, name: str) -> Path:
     entry = job.string("state")
     state = job.text.resolve(entry.value if entry else f"{name}.pexecd")
-    if os.path.exists(state) and not os.path.isdir(state):
-        problem = f"{state} is a file, a folder (or nothing yet) was expected"
-        job.text.mistake(entry.line if entry else 0, f"state: {problem}")
+    problem = _state_problem(state)
+    if problem:
+        job.text.mistake(entry.line if entry else 0, f"state: {state} {problem}")
     return state
+
+
+def _state_problem(state: Path) -> str | None:
+    """Why the state cannot be kept there, as far as it can be told without making it."""
+    if os.path.exists(state) and not os.path.isdir(state):
+        return "is a file, a folder (or nothing yet) was expected"
+    if os.path.lexists(state):
+        return None  # whoever claims it looks closer
+    there = next(one for one in state.parents if os.path.lexists(one))
+    if os.path.isdir(there) and not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        return (
+            f"cannot be written: no permission for {there}, or it is read-only; name another place "
+            "with state = in [job]"
+        )
+    return None
 
 
 def _columns(parameters: Path | None) -> tuple[str, ...] | None:

@@ -261,6 +261,7 @@ def test_what_may_not_be_written_is_known_before_anything_starts() -> None:
         folder.write("open/old.txt", "")
         folder.write("closed/x", "")
         text = LEAST + "[collect]\noutput = concat open/old.txt\nfailed = closed/failed.txt\n"
+        text = text.replace("[worker]", "state = closed/new/state\n[worker]")
         folder.write("job.ini", text)
         for path, mode in (
             ("", 0o777),
@@ -274,8 +275,12 @@ def test_what_may_not_be_written_is_known_before_anything_starts() -> None:
             said = folder.mistakes(text)
 
     assert said == [
-        "job.ini:6: output: open/old.txt cannot be written: no permission for open/old.txt",
-        "job.ini:7: failed: closed/failed.txt cannot be written: no permission for closed",
+        (
+            "job.ini:3: state: closed/new/state cannot be written: no permission for closed, or it "
+            "is read-only; name another place with state = in [job]"
+        ),
+        "job.ini:7: output: open/old.txt cannot be written: no permission for open/old.txt",
+        "job.ini:8: failed: closed/failed.txt cannot be written: no permission for closed",
     ]
 
 
