@@ -225,6 +225,8 @@ def read_collect(text: JobText, results: Collection[ResultRule]) -> Collecting:
         path = _target(fields, entry, rest[0], targets)
         rules.append(CollectRule(name, kinds[word], path))
     failed = fields.string("failed")
+    if failed and failed.value.split()[0] in kinds and " " in failed.value:
+        fields.mistake(failed, f"'{failed.value}': a file alone expected, it is always a table")
     return Collecting(
         rules=tuple(rules),
         function=function,

@@ -255,6 +255,14 @@ def test_every_wrong_collecting_rule_is_named(folder: Folder) -> None:
     ]
 
 
+def test_the_failed_sets_need_no_rule(folder: Folder) -> None:
+    said = folder.mistakes(LEAST + "[collect]\nfailed = table failed.txt\n")
+
+    assert said == [
+        "job.ini:6: failed: 'table failed.txt': a file alone expected, it is always a table"
+    ]
+
+
 def test_what_may_not_be_written_is_known_before_anything_starts() -> None:
     with TemporaryDirectory() as name:  # not tmp_path: only its owner gets through to it
         folder = Folder(Path(name))
