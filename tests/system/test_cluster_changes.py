@@ -111,6 +111,18 @@ def client_of(host: Sshd) -> list[int]:
     return found
 
 
+def finish_without(gone: Sshd, second: Sshd, play: Play, process: subprocess.Popen[str]) -> None:
+    """The two that run on a host that is one no more are finished; no further one begins there."""
+    play.until_logged(f"{gone.address}: not in the cluster file any more")
+    assert client_of(gone)
+    play.go(gone)
+    wait_until(lambda: not client_of(gone), play.job.log)
+    assert play.begun(gone) == 2
+    hosts = play.finish(process)
+    assert (hosts[gone.address]["done"], hosts[second.address]["done"]) == (2, TASKS - 2)
+    assert hosts[gone.address]["status"] == "removed"
+
+
 def test_added_removed_and_broken(tmp_path: Path, lab: Lab) -> None:
     first, second = (lab.sshd(f"127.0.0.{n}") for n in (91, 92))
     play = Play(tmp_path / "job", lab, [first, second], [f"2/{first.address}"])
@@ -124,15 +136,7 @@ def test_added_removed_and_broken(tmp_path: Path, lab: Lab) -> None:
     play.until_begun(second, 3)
 
     play.write(f"3/{second.address}")
-    play.until_logged(f"{first.address}: not in the cluster file any more")
-    assert client_of(first)
-    play.go(first)  # the two that run are finished there, and no further one begins
-    wait_until(lambda: not client_of(first), play.job.log)
-    assert play.begun(first) == 2
-    hosts = play.finish(process)
-
-    assert (hosts[first.address]["done"], hosts[second.address]["done"]) == (2, TASKS - 2)
-    assert hosts[first.address]["status"] == "removed"
+    finish_without(first, second, play, process)
     assert "did you mean" in play.printed
     assert "the hosts stay as they were" in play.printed
     left = [path.name for path in first.home.rglob("*") if "pexec" in path.name]
@@ -201,16 +205,8 @@ def test_removed_while_no_master_was_there(tmp_path: Path, lab: Lab) -> None:
     play.until_begun(second, 2)
     process.kill()
     process.communicate()
-    assert client_of(first)
     process = play.job.start()
-    play.until_logged(f"{first.address}: not in the cluster file any more")
-    play.go(first)  # the two that run are finished there, and no further one begins
-    wait_until(lambda: not client_of(first), play.job.log)
-    assert play.begun(first) == 2
-    hosts = play.finish(process)
-
-    assert (hosts[first.address]["done"], hosts[second.address]["done"]) == (2, TASKS - 2)
-    assert hosts[first.address]["status"] == "removed"
+    finish_without(first, second, play, process)
 
 
 def test_changed_while_no_master_was_there(tmp_path: Path, lab: Lab) -> None:
