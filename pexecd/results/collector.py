@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,7 +26,7 @@ from pexecd.units import Seconds
 
 T = TypeVar("T")
 
-#: Settled tasks wait so long for others to be collected with: each piece costs an fsync.
+#: The least time between two pieces: each costs an fsync. What is settled meanwhile is gathered.
 GATHERED: Seconds = 0.5
 
 
@@ -93,6 +94,8 @@ class Collector:
             self._outputs.append(self._function)
         self._locks = {output: DeferredLock() for output in self._outputs}
         self._timer: IDelayedCall | None = None
+        #: When the last piece was written, or could not be.
+        self._written = -inf
         self._closing = False
         self._problem = ""
         #: What was settled while the journal was still being read.
@@ -180,7 +183,8 @@ class Collector:
 
     def _soon(self) -> None:
         if self._timer is None and not self._closing:
-            self._timer = self._reactor.callLater(GATHERED, self._advance)
+            wait = max(0.0, self._written + GATHERED - self._reactor.seconds())
+            self._timer = self._reactor.callLater(wait, self._advance)
 
     def _advance(self) -> None:
         self._timer = None
@@ -196,8 +200,11 @@ class Collector:
                     await output.complete()
                 else:
                     done = await output.advance()
+                    worked = done or output.problem
                     while done and not output.short:
                         done = await output.advance()
+                    if worked:
+                        self._written = self._reactor.seconds()
                     if done:
                         self._soon()  # for what was settled meanwhile
             except CancelledError:

@@ -64,10 +64,10 @@ class Scene:
         self.pump.wait(self.journal.append(records))
         self.collector.settle(task, ticket)
 
-    def gathered(self) -> None:
+    def gathered(self, seconds: float = GATHERED) -> None:
         """What the collector does by itself when time has passed, once it has begun."""
         self.pump.wait(self.collector._opening)
-        self.pump.advance(GATHERED)
+        self.pump.advance(seconds)
         for lock in self.collector._locks.values():
             self.pump.wait(lock.run(lambda: None))
 
@@ -123,6 +123,19 @@ def test_a_file_grows_as_far_as_its_order_allows(scene: Scene) -> None:
     scene.done(6)
     scene.gathered()
     assert scene.out.read_text() == expected(1, 2, 4)
+
+
+def test_the_first_is_there_at_once_and_those_that_follow_are_gathered(scene: Scene) -> None:
+    scene.gathered(0)
+    scene.done(1)
+    scene.gathered(0)
+    assert scene.out.read_text() == expected(1)
+    scene.done(2)
+    scene.gathered(GATHERED / 2)
+    scene.done(3)
+    assert scene.out.read_text() == expected(1)
+    scene.gathered(GATHERED / 2)
+    assert scene.out.read_text() == expected(1, 2, 3)
 
 
 def test_everything_is_there_in_the_end(scene: Scene) -> None:
