@@ -65,19 +65,20 @@ class CollectFunctionTests(TestCase):
         return collector
 
     async def done(self, collector: Collector, *tasks: int) -> None:
+        """Tasks that are done at the same moment: the collector sees all of them, or none."""
+        records: list[JournalRecord] = []
         for task in tasks:
-            ticket = 10000 + task
-            kept = ResultKept(ticket, task, (inline(f"r{task}\n".encode()),))
-            await self._settle(collector, [kept, TaskDone(task, ticket)], task, ticket)
+            records += [
+                ResultKept(10000 + task, task, (inline(f"r{task}\n".encode()),)),
+                TaskDone(task, 10000 + task),
+            ]
+        await self.journal.append(records)
+        for task in tasks:
+            collector.settle(task, 10000 + task)
 
     async def failed(self, collector: Collector, task: int) -> None:
-        await self._settle(collector, [TaskFailed(task, "no")], task, None)
-
-    async def _settle(
-        self, collector: Collector, records: list[JournalRecord], task: int, ticket: int | None
-    ) -> None:
-        await self.journal.append(records)
-        collector.settle(task, ticket)
+        await self.journal.append([TaskFailed(task, "no")])
+        collector.settle(task, None)
 
     @property
     def collected(self) -> list[str]:
