@@ -219,9 +219,8 @@ class JobService(Service):
             _closing(stack, statistics.close)
             self.doing = ""
             session.go_on(state.kept, strangers=journal.meta.get(_CLIENTS) == "left")
-            before = _hosts_of(journal)
+            before = _note_hosts(journal, self._job.hosts)
             session.hosts_were(before)
-            _note_hosts(journal, self._job.hosts)
             self._session = session
             # it may fail before it is awaited
             stack.callback(session.finished.addErrback, lambda _: None)
@@ -686,17 +685,13 @@ def _tune_interpreter(stack: AsyncExitStack, reactor: Any) -> None:
     stack.callback(seeking.stop)
 
 
-def _hosts_of(journal: Journal) -> dict[str, str]:
-    """What the cluster file said of each host when it last named it."""
-    found: dict[str, str] = json.loads(journal.meta.get(_HOSTS, "{}"))
-    return found
-
-
-def _note_hosts(journal: Journal, hosts: Iterable[HostSpec]) -> None:
-    before = _hosts_of(journal)
+def _note_hosts(journal: Journal, hosts: Iterable[HostSpec]) -> Mapping[str, str]:
+    """Note what the cluster file says of each host; returns what it said before."""
+    before: dict[str, str] = json.loads(journal.meta.get(_HOSTS, "{}"))
     now = before | {host.name: _words(host) for host in hosts}
     if now != before:
         _note(journal, _HOSTS, json.dumps(now))
+    return before
 
 
 def _words(host: HostSpec) -> str:

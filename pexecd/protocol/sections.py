@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
@@ -59,7 +60,8 @@ class Data(NamedTuple):
     data: bytes
 
 
-class ContentEnded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ContentEnded:
     """The content is complete."""
 
 

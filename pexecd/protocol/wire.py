@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -151,7 +152,8 @@ class ResultBegun(NamedTuple):
     length: int | None
 
 
-class ResultEnded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ResultEnded:
     """The result is complete."""
 
 
