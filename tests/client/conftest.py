@@ -9,7 +9,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from types import ModuleType
 import pytest
 
 from tests.client.master import SESSION, Master
+from tests.waiting import LONG, describe, processes_with, wait_until
 
 CLIENT = Path(__file__).resolve().parents[2] / "client" / "pexec_client.py"
 PYTHONS = {"3.6": "3.6.15", "3.13": "3.13.0"}
@@ -123,8 +123,8 @@ class Hosts:
         process.stdout.close()
         return process
 
-    def run(self, *options: str, limit: float = 30.0, client: Path = CLIENT, **keys: str) -> int:
-        return self.start(*options, client=client, **keys).wait(limit)
+    def run(self, *options: str, client: Path = CLIENT, **keys: str) -> int:
+        return self.start(*options, client=client, **keys).wait(LONG)
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "HOME": str(self.home), "PEXEC_TEST_MARK": self.mark}
@@ -136,33 +136,27 @@ class Hosts:
 
     def processes(self) -> dict[int, str]:
         """All processes that came of our clients, themselves too, with their command lines."""
-        found = {}
-        marker = f"PEXEC_TEST_MARK={self.mark}".encode()
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and marker in (folder / "environ").read_bytes():
-                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found[int(folder.name)] = line
-            except OSError:
-                pass  # it ended while we looked, or is none of ours
-        return found
+        return processes_with(f"PEXEC_TEST_MARK={self.mark}")
 
-    def gone(self, limit: float = 15.0) -> bool:
-        """Does every process end by itself?"""
-        end = time.monotonic() + limit
-        while self.processes() and time.monotonic() < end:
-            time.sleep(0.02)
-        return not self.processes()
+    def assert_gone(self) -> None:
+        """Every process ends by itself."""
+        wait_until(lambda: not self.processes(), lambda: describe(self.processes()))
 
     def kill(self) -> None:
+        """End all processes; again and again, for one that just begins has no variables yet."""
+
+        def killed() -> bool:
+            found = self.processes()
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return not found
+
         for process in self.clients:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert self.gone()
+        wait_until(killed, lambda: describe(self.processes()))
         client = load_client()
         for session, host in self._names:  # a killed client leaves its lock's file
             lock = client.HostLock(session, host)

@@ -17,6 +17,8 @@ from io import BufferedIOBase
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.waiting import LONG
+
 # one for each test process: a client locks its host for its session, and tests run side by side
 SESSION = f"5ecre7-session-{secrets.token_hex(8)}"
 
@@ -139,11 +141,11 @@ class Master:
             self.everything.update({task.ticket: task for task in tasks})
             self.changed.notify_all()
 
-    def wait(self, condition: Callable[[], Any], limit: float = 20.0) -> None:
+    def wait(self, condition: Callable[[], Any]) -> None:
         """Until something holds that depends on what was heard."""
         with self.changed:
-            assert self.changed.wait_for(condition, limit), (
-                f"not in {limit} s; completed {sorted(self.completed)}, failed {self.failed}"
+            assert self.changed.wait_for(condition, LONG), (
+                f"not in {LONG} s; completed {sorted(self.completed)}, failed {self.failed}"
             )
 
     def heard(self, kind: str) -> list[int]:
@@ -246,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, "".join(f"{key}={value}\n" for key, value in config.items()).encode())
 
     def serve_worker(self, master: Master, query: dict[str, str]) -> None:
-        master.worker_may_go.wait(20)
+        master.worker_may_go.wait(LONG)
         assert master.worker is not None
         self.answer(200, master.worker)
 
@@ -316,7 +318,7 @@ class Handler(BaseHTTPRequestHandler):
         with master.changed:
             master.exchanges.append(exchange)
             master.changed.notify_all()
-        master.exchange_may_go.wait(20)
+        master.exchange_may_go.wait(LONG)
         with master.changed:
             if self.server.going:
                 self.close_connection = True

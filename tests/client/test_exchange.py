@@ -13,7 +13,8 @@ import pytest
 
 from tests.client.conftest import CLIENT, Hosts, load_client
 from tests.client.master import Master, Task
-from tests.client.test_work import WORKER, until
+from tests.client.test_work import WORKER
+from tests.waiting import LONG, wait_until
 
 SLEEP = "sleep 1000"
 
@@ -69,7 +70,7 @@ def test_what_waits_behind_a_long_task_is_given_back(hosts: Hosts, master: Maste
     go.touch()
     with master.changed:
         master.more = False
-    assert client.wait(30) == 0
+    assert client.wait(LONG) == 0
     assert len(master.completed) == 83
     assert len(set(master.given)) == len(master.given)
 
@@ -90,7 +91,7 @@ def test_pings_are_shared_and_over_stops_what_runs_and_what_waits(
         master.over |= {10000, 10001}
         master.live.clear()
 
-    assert client.wait(15) == 0
+    assert client.wait(LONG) == 0
     assert not master.completed
     assert not master.failed
     assert master.count("/ping") == 0
@@ -113,7 +114,7 @@ def test_none_means_that_a_held_request_waits(hosts: Hosts, master: Master) -> N
         master.live.discard(10000)
         master.more = False
 
-    assert client.wait(15) == 0
+    assert client.wait(LONG) == 0
 
 
 def test_large_results_go_beside_the_exchanges(hosts: Hosts, master: Master) -> None:
@@ -136,7 +137,7 @@ def test_results_beyond_what_may_wait_in_memory_go_beside_the_exchanges(
     command = f"/bin/sh -c '{wait}; head -c 131072 /dev/zero'"
     master.add(*(Task(10000 + n, command) for n in range(40)))
     client = hosts.start(Slots="40")
-    master.wait(lambda: sum("until test" in line for line in hosts.processes().values()) >= 40)
+    wait_until(lambda: sum("until test" in line for line in hosts.processes().values()) >= 40)
     master.exchange_may_go.clear()
     (hosts.home / "go").touch()
 
@@ -144,7 +145,7 @@ def test_results_beyond_what_may_wait_in_memory_go_beside_the_exchanges(
     master.wait(lambda: master.count("/complete") >= 10)
     master.exchange_may_go.set()
 
-    assert client.wait(20) == 0
+    assert client.wait(LONG) == 0
     sizes = [results["output"].size for results in master.completed.values()]
     assert sizes == [131072] * 40
 
@@ -156,7 +157,7 @@ def test_on_a_slow_way_larger_results_go_beside_the_exchanges(hosts: Hosts, mast
     ]
     master.add(*(Task(10000 + n, command) for n, command in enumerate(tasks)))
     client = hosts.start(Slots="3")
-    until(lambda: running(hosts, "/bin/sh -c head") == 3)
+    wait_until(lambda: running(hosts, "/bin/sh -c head") == 3)
     master.exchange_may_go.clear()
     (hosts.home / "a").touch()
     master.wait(lambda: master.heard("complete"))
@@ -166,7 +167,7 @@ def test_on_a_slow_way_larger_results_go_beside_the_exchanges(hosts: Hosts, mast
     (hosts.home / "b").touch()
     (hosts.home / "c").touch()
 
-    assert client.wait(20) == 0
+    assert client.wait(LONG) == 0
     assert len(master.completed) == 3
     assert len(master.heard("complete")) == 1
     assert master.count("/complete") == 2
@@ -205,15 +206,15 @@ def test_results_survive_a_server_that_is_away(hosts: Hosts, master: Master) -> 
     tasks = [Task(10000 + n, f"/bin/sh -c '{waits_for(go)}; echo {n}'") for n in range(3)]
     master.add(*tasks)
     client = hosts.start(Slots="3")
-    until(lambda: running(hosts, "/bin/sh -c until") == 3)
+    wait_until(lambda: running(hosts, "/bin/sh -c until") == 3)
     master.stop()
     go.touch()
     (place,) = hosts.places()
     unsent = place / "unsent"
-    until(lambda: unsent.exists() and unsent.read_bytes().count(b"complete ") == 3)
+    wait_until(lambda: unsent.exists() and unsent.read_bytes().count(b"complete ") == 3)
     master.start()
 
-    assert client.wait(30) == 0
+    assert client.wait(LONG) == 0
     assert [master.text(10000 + n) for n in range(3)] == ["0\n", "1\n", "2\n"]
     assert not hosts.dir.exists()
 
@@ -229,12 +230,12 @@ def test_what_the_server_does_not_take_together_goes_one_by_one(
         Task(10002, "/bin/echo c"),
     )
     client = hosts.start(Slots="2")
-    until(lambda: running(hosts, "/bin/sh -c until") == 2)
+    wait_until(lambda: running(hosts, "/bin/sh -c until") == 2)
     with master.changed:
         master.answers["/exchange"] = [(status, None)] * 2
     go.touch()
 
-    assert client.wait(30) == 0
+    assert client.wait(LONG) == 0
     assert master.text(10000) == "a\n"
     assert master.failed[10001]["Kind"] == "exit"
     assert master.text(10002) == "c\n"
@@ -254,15 +255,15 @@ def test_a_server_without_exchange_is_asked_for_none_by_what_was_left_of_it(
     master.exchange_may_go.set()
     master.exchange_may_go.clear()
     master.wait(lambda: len(master.exchanges) == 2)
-    until(lambda: running(hosts, "/bin/sh -c trap"))
+    wait_until(lambda: running(hosts, "/bin/sh -c trap"))
     client.send_signal(signal.SIGTERM)
-    until(lambda: "stopped by signal" in hosts.log())
+    wait_until(lambda: "stopped by signal" in hosts.log())
     with master.changed:
         master.answers["/exchange"] = [(404, None)] * 100
     master.exchange_may_go.set()
 
-    assert client.wait(10) == 128 + signal.SIGTERM
-    assert hosts.gone()
+    assert client.wait(LONG) == 128 + signal.SIGTERM
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
@@ -273,7 +274,7 @@ def test_a_client_killed_in_the_middle_loses_nothing_for_good(hosts: Hosts, mast
     master.wait(lambda: len(master.completed) > 50)
     client.send_signal(signal.SIGKILL)
     client.wait()
-    assert hosts.gone()
+    hosts.assert_gone()
     with master.changed:
         for ticket in sorted(master.live):
             master.live.discard(ticket)
@@ -294,14 +295,14 @@ def test_a_stopped_client_gives_back_what_waits(hosts: Hosts, master: Master) ->
     long = [Task(10200 + n, f"/bin/sh -c '{waits_for(go)}'") for n in range(30)]
     master.add(*short, *long)
     client = hosts.start(Slots="2")
-    until(lambda: running(hosts, "/bin/sh -c until") == 2)
+    wait_until(lambda: running(hosts, "/bin/sh -c until") == 2)
     client.send_signal(signal.SIGTERM)
 
-    assert client.wait(10) == 128 + signal.SIGTERM
+    assert client.wait(LONG) == 128 + signal.SIGTERM
     stopped = {ticket for ticket, pairs in master.failed.items() if pairs["Kind"] == "stopped"}
     assert len(stopped) == 2
     assert set(master.given) == set(master.completed) | stopped | set(master.heard("back"))
-    assert hosts.gone()
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
@@ -311,10 +312,10 @@ def test_a_stopped_client_gives_back_what_comes_afterwards(hosts: Hosts, master:
     client = hosts.start()
     master.wait(lambda: master.exchanges)
     client.send_signal(signal.SIGTERM)
-    until(lambda: "stopped by signal" in hosts.log())
+    wait_until(lambda: "stopped by signal" in hosts.log())
     master.exchange_may_go.set()
 
-    assert client.wait(10) == 128 + signal.SIGTERM
+    assert client.wait(LONG) == 128 + signal.SIGTERM
     assert master.heard("back") == [10000]
     assert not hosts.dir.exists()
 
@@ -324,12 +325,12 @@ def test_a_stopped_client_asks_no_more_often_than_the_server_wants(
 ) -> None:
     master.add(Task(10000, SLEEP))
     client = hosts.start()
-    until(lambda: running(hosts))
+    wait_until(lambda: running(hosts))
     with master.changed:
         master.answers["/exchange"] = [(503, "60")] * 10_000
     client.send_signal(signal.SIGTERM)
 
-    assert client.wait(10) == 128 + signal.SIGTERM
+    assert client.wait(LONG) == 128 + signal.SIGTERM
     assert master.count("/exchange") == 2  # that which brought the task, and the last one
 
 
@@ -388,7 +389,7 @@ def test_output_that_is_longer_than_a_pipe(hosts: Hosts, master: Master) -> None
         assert (got["out"].size, got["err"].size) == (size, size)
     assert master.text(10100) == "x\n"  # who holds the pipe in secret stops nobody
     assert master.text(10101).endswith("second\n")
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_workers_get_default_signals(hosts: Hosts, master: Master) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from tests.client.conftest import BOTH, CLIENT, Hosts
 from tests.client.master import SESSION, Master, Task
-from tests.client.test_work import WORKER, until
+from tests.client.test_work import WORKER
+from tests.waiting import LONG, wait_until
 
 SLEEPS = "sleep 1000"
 #: The name of a worker's folder, as a pattern: a hash.
@@ -80,7 +81,7 @@ def test_background_says_when_the_client_is_ready(hosts: Hosts, master: Master) 
     assert (place / "log").exists()
     with master.changed:
         master.more = False
-    assert hosts.gone()
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
@@ -129,17 +130,17 @@ def test_a_client_whose_file_is_removed_while_it_begins_goes_on(
     assert hosts.run("--background", "--copied", client=begin) == 0
 
     master.wait(lambda: 10000 in master.completed)
-    assert hosts.gone()
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
 def test_the_session_id_is_in_no_log_and_no_name(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, f"false {SESSION}"), Task(10001, f"/{SESSION}"), Task(10002, SLEEPS))
     client = hosts.start()
-    until(lambda: running(hosts))
+    wait_until(lambda: running(hosts))
     names = [str(path) for path in hosts.dir.rglob("*")]
     client.send_signal(signal.SIGTERM)
-    client.wait(10)
+    client.wait(LONG)
 
     assert names
     assert not [name for name in names if SESSION in name]
@@ -166,7 +167,7 @@ def test_exit_codes_at_the_beginning(hosts: Hosts, master: Master) -> None:
     assert hosts.run(Colour="green") == 2
     assert hosts.run(Server="ftp://127.0.0.1:1") == 2
     assert not hosts.dir.exists()
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_an_old_python_is_told_so() -> None:
@@ -221,7 +222,7 @@ def test_mounts_that_cannot_be_used(
     finally:
         subprocess.run(["umount", str(folder)], check=True)
     assert reason in hosts.log()
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_one_client_for_each_host_and_session(hosts: Hosts, master: Master) -> None:
@@ -246,12 +247,12 @@ def test_403_stops_the_workers(hosts: Hosts, master: Master, exchange: bool) -> 
     master.config["Ping"] = "0.1"
     master.add(Task(10000, SLEEPS))
     client = hosts.start()
-    until(lambda: running(hosts))
+    wait_until(lambda: running(hosts))
     with master.changed:
         master.answers["/exchange" if exchange else "/ping"] = [(403, None)]
 
-    assert client.wait(10) == 66
-    assert hosts.gone()
+    assert client.wait(LONG) == 66
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
@@ -259,16 +260,16 @@ def test_403_stops_the_workers(hosts: Hosts, master: Master, exchange: bool) -> 
 def test_a_server_that_restarts_in_the_middle(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "/bin/sh -c 'until test -e go; do sleep 0.02; done; echo here'"))
     client = hosts.start(Slots="2")
-    until(lambda: list(hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}")))
+    wait_until(lambda: list(hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}")))
     master.stop()
     (folder,) = hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}")
     (folder / "go").touch()
-    until(lambda: any(map(holds_something, hosts.dir.glob("sweep-*/h*/unsent"))))
+    wait_until(lambda: any(map(holds_something, hosts.dir.glob("sweep-*/h*/unsent"))))
     assert client.poll() is None
     master.add(Task(10001, "echo more"))
     master.start()
 
-    assert client.wait(20) == 0
+    assert client.wait(LONG) == 0
     assert master.text(10000) == "here\n"
     assert master.text(10001) == "more\n"
 
@@ -296,7 +297,7 @@ def test_a_final_answer_drops_the_ticket(hosts: Hosts, master: Master, status: i
     with master.changed:
         master.live.clear()
 
-    assert client.wait(10) == 0
+    assert client.wait(LONG) == 0
     assert f"ticket 10000: the server does not take it: status {status}" in hosts.log()
     assert master.count("/complete") == 2
 
@@ -306,13 +307,13 @@ def test_patience_ends_and_the_next_client_posts(hosts: Hosts, master: Master) -
     master.worker = b"#!/bin/sh\nuntil test -e go; do sleep 0.02; done; echo kept\n"
     master.add(Task(10000, "worker"), Task(10001, SLEEPS))
     client = hosts.start(Slots="2")
-    until(lambda: len(list(hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}"))) == 2)
+    wait_until(lambda: len(list(hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}"))) == 2)
     master.stop()
     for folder in hosts.dir.glob(f"sweep-*/h*/{TICKET_FOLDER}"):
         (folder / "go").touch()
 
-    assert client.wait(15) == 64
-    assert hosts.gone()
+    assert client.wait(LONG) == 64
+    hosts.assert_gone()
     (place,) = hosts.places()
     assert [path.name for path in place.iterdir()] == ["unsent"]
 
@@ -341,7 +342,7 @@ def test_after_the_last_task_a_server_that_is_gone_is_not_waited_for(
     master.stop()
     master.answers.clear()
 
-    assert client.wait(10) == 64
+    assert client.wait(LONG) == 64
     (place,) = hosts.places()
     assert list(place.glob("*.json"))
 
@@ -359,17 +360,17 @@ def test_killed_clients_take_their_workers_along(hosts: Hosts, master: Master) -
     # one that is in no process group the client knows of
     master.add(Task(10002, f"/bin/sh -c 'setsid {SLEEPS} & {SLEEPS}'"))
     client = hosts.start(Slots="3")
-    until(lambda: running(hosts) == 5)
+    wait_until(lambda: running(hosts) == 5)
 
     client.kill()
 
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_the_next_client_ends_workers_and_sweeps(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, f"/bin/sh -c '{SLEEPS} & {SLEEPS}'"))
     client = hosts.start()
-    until(lambda: running(hosts) == 2)
+    wait_until(lambda: running(hosts) == 2)
     guards = [pid for pid, line in hosts.processes().items() if "pexec-guard" in line]
     os.kill(guards[0], signal.SIGKILL)  # the worst case: nobody is left to end the workers
     client.kill()
@@ -379,18 +380,18 @@ def test_the_next_client_ends_workers_and_sweeps(hosts: Hosts, master: Master) -
 
     assert hosts.run() == 0
 
-    assert hosts.gone()
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
 def test_the_sweep_kills_no_stranger(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, SLEEPS))
     client = hosts.start()
-    until(lambda: running(hosts))
+    wait_until(lambda: running(hosts))
     (place,) = hosts.places()
     client.kill()
     client.wait()
-    assert hosts.gone()
+    hosts.assert_gone()
     # in the same folder, and a worker of another client whose name begins alike
     variables = {**os.environ, "PEXEC_TICKET": "10000", "PEXEC_FOLDER": f"{place}1/x"}
     stranger = subprocess.Popen(["sleep", "1001"], env=variables, cwd=place)
@@ -417,15 +418,15 @@ def test_the_next_client_posts_what_a_killed_one_had(
         Task(10002, f"/bin/sh -c '{go}; echo small'"),
     )
     client = hosts.start(Slots="3")
-    until(lambda: running(hosts, "/bin/sh -c until") == 3)
+    wait_until(lambda: running(hosts, "/bin/sh -c until") == 3)
     with master.changed:
         for path in ("/complete", "/failed", "/exchange"):
             master.answers[path] = [(503, "60"), (503, "60")]
     (hosts.home / "go").touch()
     (place,) = hosts.places()
     entries = place / "unsent"
-    until(lambda: [one for one in place.glob("*.json") if one.read_bytes().endswith(b"}")])
-    until(
+    wait_until(lambda: [one for one in place.glob("*.json") if one.read_bytes().endswith(b"}")])
+    wait_until(
         lambda: entries.exists() and b"why" in (text := entries.read_bytes()) and b"small" in text
     )
     client.kill()
@@ -454,17 +455,17 @@ def test_what_a_full_disk_cut_off_hides_nothing_that_is_kept_later(
         Task(10001, f"/bin/sh -c '{second}; echo small'"),
     )
     client = hosts.start(Slots="2")
-    until(lambda: running(hosts, "/bin/sh -c until") == 2)
+    wait_until(lambda: running(hosts, "/bin/sh -c until") == 2)
     with master.changed:
         master.answers["/exchange"] = [(503, "60")]
     limit = resource.prlimit(client.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(client.pid, resource.RLIMIT_FSIZE, (2000, limit[1]))  # as good as a full disk
     (hosts.home / "first").touch()
-    until(lambda: "cannot record 1 tickets" in hosts.log())
+    wait_until(lambda: "cannot record 1 tickets" in hosts.log())
     resource.prlimit(client.pid, resource.RLIMIT_FSIZE, limit)
     (hosts.home / "second").touch()
     (place,) = hosts.places()
-    until(lambda: b"small" in (data := (place / "unsent").read_bytes()) and len(data) > 9000)
+    wait_until(lambda: b"small" in (data := (place / "unsent").read_bytes()) and len(data) > 9000)
     client.kill()
     client.wait()
     with master.changed:
@@ -483,12 +484,12 @@ def test_what_cannot_be_taken_over_stays_where_it_is(hosts: Hosts, master: Maste
     wait = f"until test -e {hosts.home}/go; do sleep 0.02; done"
     master.add(Task(10000, f"/bin/sh -c '{wait}; head -c 60000 /dev/zero'"))
     client = hosts.start()
-    until(lambda: running(hosts, "/bin/sh -c until"))
+    wait_until(lambda: running(hosts, "/bin/sh -c until"))
     with master.changed:
         master.answers["/exchange"] = [(503, "60")] * 2
     (hosts.home / "go").touch()
     (place,) = hosts.places()
-    until(lambda: (place / "unsent").exists() and (place / "unsent").stat().st_size > 60000)
+    wait_until(lambda: (place / "unsent").exists() and (place / "unsent").stat().st_size > 60000)
     client.kill()
     client.wait()
     with master.changed:
@@ -497,7 +498,7 @@ def test_what_cannot_be_taken_over_stays_where_it_is(hosts: Hosts, master: Maste
     second = hosts.start()
     master.wait(lambda: master.count("/config") == 2)
     resource.prlimit(second.pid, resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
-    until(lambda: "cannot record 1 tickets" in hosts.log())
+    wait_until(lambda: "cannot record 1 tickets" in hosts.log())
     second.kill()
     second.wait()
     with master.changed:
@@ -522,12 +523,12 @@ def killed_with_a_result(
     """
     master.add(Task(10000, f"/bin/sh -c 'until test -e {hosts.home}/go; do sleep 0.02; done'"))
     client = hosts.start()
-    until(lambda: running(hosts, "/bin/sh -c until"))
+    wait_until(lambda: running(hosts, "/bin/sh -c until"))
     with master.changed:
         master.answers[path] = [(503, "60"), *then]
     (hosts.home / "go").touch()
     (place,) = hosts.places()
-    until(lambda: holds_something(place / "unsent"))
+    wait_until(lambda: holds_something(place / "unsent"))
     # or the next client had that answer
     master.wait(lambda: len(master.answers[path]) == len(then))
     client.kill()
@@ -542,7 +543,7 @@ def test_what_two_clients_have_kept_is_posted_once(
     """One takes over what another has kept, and is killed before it is out of the other's file."""
     path = "/exchange" if exchange else "/complete"
     place = killed_with_a_result(hosts, master, path)
-    assert hosts.gone()
+    hosts.assert_gone()
     shutil.copytree(place, f"{place}0")
     with master.changed:
         master.live.clear()
@@ -573,7 +574,7 @@ def test_a_result_that_vanishes_before_it_is_sent(hosts: Hosts, master: Master) 
     (output,) = hosts.dir.glob("sweep-*/h*/*.out")
     output.unlink()
 
-    assert client.wait(15) == 0
+    assert client.wait(LONG) == 0
 
     assert master.failed[10000]["Kind"] == "missing"
     assert "gone" in master.failed[10000]["Reason"]
@@ -595,7 +596,7 @@ def test_nobody_needs_to_hear_what_it_says(hosts: Hosts, master: Master) -> None
         client.stderr.close()
         client.stdin.write(f"Session={SESSION}\nServer={master.url}\nHost=h1\n".encode())
         client.stdin.close()
-        assert client.wait(15) == 0
+        assert client.wait(LONG) == 0
 
     assert sorted(master.failed) == [10000, 10001, 10002]
     assert master.text(10003) == "a\n"
@@ -630,7 +631,7 @@ def test_a_worker_that_arrives_damaged_is_not_run(hosts: Hosts, master: Master) 
     client = hosts.start()
     master.wait(lambda: master.count("/worker") > 1)
     client.send_signal(signal.SIGTERM)
-    client.wait(10)
+    client.wait(LONG)
 
     assert not master.given
     assert "wrong checksum" in hosts.log()
@@ -643,7 +644,7 @@ def test_clients_that_share_a_folder_fetch_the_worker_once(hosts: Hosts, master:
     master.worker_may_go.clear()
     clients = [hosts.start(Host=f"h{n}") for n in range(3)]
     master.wait(lambda: master.count("/worker") and master.count("/config") == 3)
-    until(lambda: len(hosts.places()) == 3)
+    wait_until(lambda: len(hosts.places()) == 3)
     (lock,) = hosts.dir.glob("sweep-*/worker/*/.lock")
     assert lock.read_text().startswith("h")
     master.worker_may_go.set()
@@ -653,7 +654,7 @@ def test_clients_that_share_a_folder_fetch_the_worker_once(hosts: Hosts, master:
         master.more = False
         master.changed.notify_all()
 
-    assert [client.wait(10) for client in clients] == [0, 0, 0]
+    assert [client.wait(LONG) for client in clients] == [0, 0, 0]
     assert master.count("/worker") == 1
     assert not hosts.dir.exists()
 
@@ -663,20 +664,20 @@ def test_a_worker_in_use_is_not_pulled_away(hosts: Hosts, master: Master) -> Non
     master.worker = b"#!/bin/sh\nuntil test -e $1; do sleep 0.02; done\necho ok\n"
     master.add(Task(10000, f"worker {go}"), Task(10001, f"worker {go}"))
     stays = hosts.start(Host="h1", Slots="1")
-    until(lambda: list(hosts.dir.glob(f"sweep-*/h1-*/{TICKET_FOLDER}")))
+    wait_until(lambda: list(hosts.dir.glob(f"sweep-*/h1-*/{TICKET_FOLDER}")))
     leaves = hosts.start(Host="h2", Slots="1")
-    until(lambda: list(hosts.dir.glob(f"sweep-*/h2-*/{TICKET_FOLDER}")))
+    wait_until(lambda: list(hosts.dir.glob(f"sweep-*/h2-*/{TICKET_FOLDER}")))
     (shared,) = hosts.dir.glob("sweep-*/worker/*/worker")
     assert shared.stat().st_nlink == 3
     leaves.send_signal(signal.SIGTERM)
-    leaves.wait(10)
+    leaves.wait(LONG)
 
     assert shared.stat().st_nlink == 2
     shared.unlink()
     master.add(Task(10002, f"worker {go}"))
     go.touch()
 
-    assert stays.wait(10) == 0
+    assert stays.wait(LONG) == 0
     assert sorted(master.completed) == [10000, 10002]
     assert not hosts.dir.exists()
 
@@ -737,7 +738,7 @@ def test_a_lock_that_is_renewed_is_respected(hosts: Hosts, master: Master, tmp_p
     assert master.count("/worker") == 1
     with master.changed:
         master.more = False
-    assert [first.wait(10), second.wait(10)] == [0, 0]
+    assert [first.wait(LONG), second.wait(LONG)] == [0, 0]
     assert not hosts.dir.exists()
 
 
@@ -774,13 +775,13 @@ def test_an_ipv6_literal(hosts: Hosts) -> None:
     with socket.socket(socket.AF_INET6) as listener:
         listener.bind(("::1", 0))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(LONG)
         port = listener.getsockname()[1]
         client = hosts.start(Server=f"http://[::1]:{port}/base")
         peer, _ = listener.accept()
         with peer:
             request = peer.recv(65536).decode()
             peer.sendall(b"HTTP/1.0 403 No\r\n\r\n")
-        assert client.wait(10) == 66
+        assert client.wait(LONG) == 66
     assert request.startswith("GET /base/config?sessionID=")
     assert f"\r\nHost: [::1]:{port}\r\n" in request

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import select
+import signal
 import socket
 import ssl
 import struct
@@ -17,7 +18,7 @@ import pytest
 from pexecd.store.certificate import Certificate
 from tests.client.conftest import CLIENT, Hosts
 from tests.client.master import SESSION, Master, Task
-from tests.client.test_work import until
+from tests.waiting import LONG, wait_until
 
 #: More than any buffer on the way.
 LARGE = 3 * 1024 * 1024
@@ -159,17 +160,18 @@ def test_a_connection_that_is_cut_before_tls_begins_is_one_of_many(
     slow = tmp_path / "client.py"
     slow.write_text(CLIENT.read_text().replace(lines[-1], "\n        ".join(lines)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(LONG)
         server = f"https://127.0.0.1:{listener.getsockname()[1]}#{'0' * 64}"
-        client = hosts.start(client=slow, Server=server, StartLimit="2")
+        client = hosts.start(client=slow, Server=server, StartLimit=str(LONG))
         peer, _ = listener.accept()
-        until(here.exists)
+        wait_until(here.exists)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
         go.touch()
         listener.accept()[0].close()  # it tries again
 
-        assert client.wait(10) == 64
+    client.terminate()
+    assert client.wait(LONG) == 128 + signal.SIGTERM
 
 
 def test_by_a_socket(hosts: Hosts, master: Master, private: Path) -> None:
@@ -225,7 +227,7 @@ def test_a_file_says_where_and_is_read_again_when_nobody_answers_there(
     master.stop()
     master.start()
 
-    assert client.wait(30) == 0, hosts.log()
+    assert client.wait(LONG) == 0, hosts.log()
     second.close()
     assert second.connections
 

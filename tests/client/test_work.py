@@ -15,16 +15,9 @@ import pytest
 
 from tests.client.conftest import BOTH, CLIENT, Hosts
 from tests.client.master import SESSION, Master, Task
+from tests.waiting import LONG, wait_until
 
 WORKER = b"#!/bin/sh\necho worker $0 says $@\n"
-
-
-def until(condition: object, limit: float = 60.0) -> None:
-    assert callable(condition)
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
 
 
 @BOTH
@@ -44,7 +37,7 @@ def test_works_a_session_to_its_end_and_leaves_nothing(
         given.remove(ticket)
     assert sorted(given) == sorted(set(given))
     assert not hosts.dir.exists()
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_slots_work_at_the_same_time(hosts: Hosts, master: Master, tmp_path: Path) -> None:
@@ -286,7 +279,7 @@ def test_a_hanging_worker_is_stopped_with_its_children(hosts: Hosts, master: Mas
     assert 0.9 < float(master.failed[10000]["Seconds"]) < 2.9
     assert master.failed[10001]["Kind"] == "timeout"
     assert master.failed[10001]["Signal"] == "9"
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_as_many_files_are_open_as_may_be_where_that_is_less_than_all_slots_might_need(
@@ -301,7 +294,7 @@ def test_as_many_files_are_open_as_may_be_where_that_is_less_than_all_slots_migh
     master.wait(lambda: len(master.given) == 80)
     (hosts.home / "go").touch()
 
-    assert client.wait(30) == 0, hosts.log()
+    assert client.wait(LONG) == 0, hosts.log()
     assert not master.failed
     assert "only 400 files may be open" in hosts.log()
 
@@ -313,15 +306,17 @@ def test_a_worker_that_ended_in_time_did_so_also_where_it_is_seen_late(
     command = f"/bin/sh -c 'until test -e {go}; do sleep 0.02; done; echo ended'"
     master.add(Task(10000, command, timeout=2))
     client = hosts.start()
-    until(lambda: any(line.startswith("/bin/sh -c until") for line in hosts.processes().values()))
+    wait_until(
+        lambda: any(line.startswith("/bin/sh -c until") for line in hosts.processes().values())
+    )
     client.send_signal(signal.SIGSTOP)
     go.touch()
     # a zombie has no variables any more; the guard has, and the client
-    until(lambda: len(hosts.processes()) == 2)
+    wait_until(lambda: len(hosts.processes()) == 2)
     time.sleep(2)  # the passing of time is what is tested
     client.send_signal(signal.SIGCONT)
 
-    assert client.wait(10) == 0
+    assert client.wait(LONG) == 0
     assert not master.failed
     assert master.text(10000) == "ended\n"
 
@@ -339,7 +334,7 @@ def test_a_hanging_worker_is_stopped_with_other_groups(hosts: Hosts, master: Mas
     def sleeping() -> set[str]:
         return {line for line in hosts.processes().values() if "sleep" in line}
 
-    until(lambda: not any("1000" in line for line in sleeping()))
+    wait_until(lambda: not any("1000" in line for line in sleeping()))
     assert "sleep 1001" in {line.strip() for line in sleeping()}
 
 
@@ -350,7 +345,7 @@ def test_what_workers_left_ends_with_the_client(hosts: Hosts, master: Master) ->
     assert hosts.run() == 0
 
     assert master.text(10000) == "done\n"
-    assert hosts.gone()
+    hosts.assert_gone()
 
 
 def test_children_that_outlive_their_worker_are_killed(hosts: Hosts, master: Master) -> None:
@@ -359,7 +354,7 @@ def test_children_that_outlive_their_worker_are_killed(hosts: Hosts, master: Mas
     hosts.start()
     master.wait(lambda: 10000 in master.completed)
 
-    until(lambda: not any(line.startswith("sleep") for line in hosts.processes().values()))
+    wait_until(lambda: not any(line.startswith("sleep") for line in hosts.processes().values()))
 
 
 @BOTH
@@ -379,13 +374,13 @@ def test_pings_for_each_ticket_and_205_stops_the_worker(
     with master.changed:
         master.over.add(10000)
         master.live.discard(10000)
-    until(lambda: not any("sleep 1000" in line for line in hosts.processes().values()))
+    wait_until(lambda: not any("sleep 1000" in line for line in hosts.processes().values()))
     assert any("sleep 1001" in line for line in hosts.processes().values())
     with master.changed:
         master.over.add(10001)
         master.live.discard(10001)
 
-    assert client.wait(10) == 0
+    assert client.wait(LONG) == 0
     assert not master.completed
     assert not master.failed
 
@@ -395,7 +390,7 @@ def test_a_large_result_needs_little_memory(hosts: Hosts, master: Master) -> Non
     master.more = True
     master.add(Task(10000, f"head -c {size} /dev/zero"))
     client = hosts.start()
-    master.wait(lambda: 10000 in master.completed, 60)
+    master.wait(lambda: 10000 in master.completed)
 
     status = Path(f"/proc/{client.pid}/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
@@ -408,7 +403,7 @@ def test_a_large_input_needs_little_memory(hosts: Hosts, master: Master) -> None
     master.more = True
     master.add(Task(10000, "wc -c", inputs={"stdin": bytes(120_000_000)}))
     client = hosts.start()
-    master.wait(lambda: 10000 in master.completed, 60)
+    master.wait(lambda: 10000 in master.completed)
 
     status = Path(f"/proc/{client.pid}/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
@@ -441,7 +436,7 @@ def test_a_terminal_is_none_of_its_workers_business(hosts: Hosts, master: Master
     (hosts.home / "log-0").touch()
     os.close(theirs)
 
-    assert client.wait(15) == 0
+    assert client.wait(LONG) == 0
 
     os.close(ours)
     pid, group, session = master.text(10000).split()
@@ -453,14 +448,14 @@ def test_a_terminal_is_none_of_its_workers_business(hosts: Hosts, master: Master
 def test_a_stopped_client_reports_its_tickets(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "sleep 1000"), Task(10001, "sleep 1000"))
     client = hosts.start(Slots="2")
-    until(lambda: sum("sleep 1000" in line for line in hosts.processes().values()) == 2)
+    wait_until(lambda: sum("sleep 1000" in line for line in hosts.processes().values()) == 2)
 
     client.send_signal(signal.SIGTERM)
 
-    assert client.wait(10) == 128 + signal.SIGTERM
+    assert client.wait(LONG) == 128 + signal.SIGTERM
     assert {failure["Kind"] for failure in master.failed.values()} == {"stopped"}
     assert sorted(master.failed) == [10000, 10001]
-    assert hosts.gone()
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 
@@ -468,15 +463,15 @@ def test_a_stopped_client_reports_its_tickets(hosts: Hosts, master: Master) -> N
 def test_a_stopped_client_does_not_wait_for_a_dead_server(hosts: Hosts, master: Master) -> None:
     master.add(Task(10000, "sleep 1000"))
     client = hosts.start()
-    until(lambda: any("sleep 1000" in line for line in hosts.processes().values()))
+    wait_until(lambda: any("sleep 1000" in line for line in hosts.processes().values()))
     master.stop()
 
     begun = time.monotonic()
     client.send_signal(signal.SIGINT)
 
-    assert client.wait(10) == 128 + signal.SIGINT
+    assert client.wait(LONG) == 128 + signal.SIGINT
     assert time.monotonic() - begun < 4
-    assert hosts.gone()
+    hosts.assert_gone()
     assert not hosts.dir.exists()
 
 

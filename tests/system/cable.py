@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.system.daemon import LIMIT
 from tests.system.sshd import end_process
+from tests.waiting import LONG
 
 #: How a cable is cut. blackhole: packets vanish without a word; unreachable: the router tells
 #: who sent them that there is no way.
@@ -33,9 +33,7 @@ _numbers = itertools.count(1)
 
 def ip(*words: str) -> str:
     """Run ``ip``; returns what it printed."""
-    done = subprocess.run(
-        ["ip", *words], capture_output=True, text=True, timeout=LIMIT, check=False
-    )
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=LONG, check=False)
     if done.returncode:
         raise AssertionError(f"ip {' '.join(words)}: {done.stderr}")
     return done.stdout
@@ -70,7 +68,7 @@ class Computer:
         """Limit what it sends, from now on; ``rate`` as ``tc`` has it: 4mbit."""
         limit = ["root", "tbf", "rate", rate, "burst", "32kb", "latency", "200ms"]
         command = self.command("tc", "qdisc", "add", "dev", "cable", *limit)
-        subprocess.run(command, check=True, timeout=LIMIT)
+        subprocess.run(command, check=True, timeout=LONG)
 
     @contextlib.contextmanager
     def cut(self, how: Cut) -> Iterator[None]:

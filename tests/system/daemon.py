@@ -6,8 +6,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 
-#: So long it may take to be ready, or to end.
-LIMIT = 20.0
+from tests.waiting import LONG
 
 
 class Daemon:
@@ -49,7 +48,7 @@ class Daemon:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._heard.wait(LIMIT)
+        self._heard.wait(LONG)
         if not self._is_ready:
             self.kill()
             self.join()
@@ -69,8 +68,8 @@ class Daemon:
     def kill(self) -> None:
         """End it by SIGKILL; what it has started stays."""
         self.process.kill()
-        self.process.wait(LIMIT)
+        self.process.wait(LONG)
 
     def join(self) -> None:
         """Wait until all was read that it, and what it has started, had to say."""
-        self._reader.join(LIMIT)
+        self._reader.join(LONG)

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.system.daemon import LIMIT, Daemon
+from tests.system.daemon import Daemon
 from tests.system.sshd import free_port
+from tests.waiting import LONG
 
 KDC = "/usr/sbin/krb5kdc"
 NAME = "LAB.INVALID"
@@ -102,7 +103,7 @@ class Realm:
             env={**self._kdc_environ, **environ},
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=LONG,
             check=False,
         )
         if done.returncode != 0:

@@ -8,15 +8,13 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-PEXECD = [sys.executable, "-m", "pexecd.cli.main"]
+from tests.waiting import LONG, processes_with, wait_until
 
-#: What a loaded machine may take for anything; nothing is decided by it but a hang.
-LONG = 120
+PEXECD = [sys.executable, "-m", "pexecd.cli.main"]
 
 
 class JobFolder:
@@ -106,32 +104,6 @@ class JobFolder:
         left = [str(path) for path in (self.path / "home").rglob("*")]
         assert left == []
         assert not [name for name in os.listdir(self.path) if name.endswith((".part", ".tmp"))]
-
-
-def processes_with(mark: str) -> dict[int, str]:
-    """Living processes with these characters in their environment."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if mark.encode() in (entry / "environ").read_bytes():
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if command:  # a zombie has none
-                    found[int(entry.name)] = command
-        except OSError:
-            continue
-    return found
-
-
-def wait_until(
-    true: Callable[[], object], otherwise: Callable[[], str] = lambda: "it never came"
-) -> None:
-    """Look again and again until something is so; only a hang makes it fail."""
-    end = time.monotonic() + LONG
-    while not true():
-        assert time.monotonic() < end, otherwise()
-        time.sleep(0.02)
 
 
 def adds_up(numbers: dict[str, Any]) -> None:

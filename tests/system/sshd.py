@@ -25,7 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.system.daemon import LIMIT, Daemon
+from tests.system.daemon import Daemon
+from tests.waiting import LONG
 
 SSHD = "/usr/sbin/sshd"
 USER_PREFIX = "pexecd-test-"
@@ -315,7 +316,7 @@ class Lab:
                     ["ssh-add", "-q", *map(str, keys)],
                     env={**os.environ, "SSH_AUTH_SOCK": str(path)},
                     check=True,
-                    timeout=LIMIT,
+                    timeout=LONG,
                 )
             yield path
         finally:
@@ -335,5 +336,5 @@ def make_key(path: Path, kind: str, passphrase: str = "") -> Path:
     """A new key pair; the public half has ``.pub`` appended."""
     bits = {"rsa": ["-b", "2048"]}.get(kind, [])
     command = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", passphrase, "-C", "", "-f", str(path)]
-    subprocess.run(command, check=True, timeout=LIMIT)
+    subprocess.run(command, check=True, timeout=LONG)
     return path

@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LONG
+
 ROOT = Path(__file__).resolve().parents[2]
-#: Only a hang takes so long.
-LONG = 120
-
-
 #: All are started at once, for most of their time is start-up, and nothing depends on how fast.
 BENCHES = {
     "master": ["bench.master", "--rounds", "1", "--scale", "0.01", "--rows", "function;16 clients"],

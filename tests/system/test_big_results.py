@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import LONG, JobFolder
+from tests.system.running import JobFolder
 from tests.system.test_foreign_clients import served
+from tests.waiting import LONG
 
 #: The size of one result in bytes; two are sent at once.
 SIZE = 1 << 30

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pexecd.cli.hosts import size
-from tests.system.running import PEXECD, JobFolder, wait_until
+from tests.system.running import PEXECD, JobFolder
 from tests.system.sshd import Lab, Sshd, free_port
 from tests.system.test_shared_home import own_host
+from tests.waiting import wait_until
 
 JOB = """\
 [job]

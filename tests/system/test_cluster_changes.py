@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import JobFolder, adds_up, wait_until
+from tests.system.running import JobFolder, adds_up
 from tests.system.sshd import Lab, Sshd, free_port
+from tests.waiting import wait_until
 
 JOB = """\
 [job]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.system.cable import Computer, Cut, Network
-from tests.system.running import PEXECD, JobFolder, adds_up, wait_until
+from tests.system.running import PEXECD, JobFolder, adds_up
 from tests.system.sshd import Lab, Sshd
+from tests.waiting import wait_until
 
 JOB = """\
 [job]

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.system.cable import Computer, Network
-from tests.system.running import PEXECD, adds_up, wait_until
+from tests.system.running import PEXECD, adds_up
 from tests.system.sshd import Lab, Sshd, children, end_process
 from tests.system.test_tunnelled_jobs import NO_SOCKETS, Work
+from tests.waiting import wait_until
 
 TOLD = os.environ.get("PEXECD_TEST_CUT", "").split()
 SOCKET, PORT = pytest.param("", id="socket"), pytest.param(NO_SOCKETS, id="port")

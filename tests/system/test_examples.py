@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import LONG, PEXECD
+from tests.system.running import PEXECD
+from tests.waiting import LONG
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

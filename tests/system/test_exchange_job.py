@@ -14,10 +14,11 @@ from urllib.parse import urlencode
 
 from pexecd.protocol.wire import TaskMessage
 from tests.system.protocol_server import ANNOUNCED, request
-from tests.system.running import LONG, adds_up
+from tests.system.running import adds_up
 from tests.system.test_foreign_clients import served
 from tests.unit.protocol.test_exchange import complete, failed, read_supply, result
 from tests.unit.protocol.vectors import decode_task
+from tests.waiting import LONG
 
 TASKS = 400
 BATCH = 25

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.system.running import LONG, JobFolder, adds_up, interrupt, wait_until
+from tests.system.running import JobFolder, adds_up, interrupt
+from tests.waiting import LONG, wait_until
 
 FOREIGN = Path(__file__).with_name("foreign")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import LONG, JobFolder, interrupt, wait_until
+from tests.system.running import JobFolder, interrupt
+from tests.waiting import LONG, wait_until
 
 TASKS = 40
 #: Bytes of each result: kept in the spool.

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.client.conftest import find_python
-from tests.system.running import JobFolder, adds_up, wait_until
+from tests.system.running import JobFolder, adds_up
 from tests.system.sshd import Lab, Sshd, end_process, free_port
+from tests.waiting import wait_until
 
 ADDRESSES = ("127.0.0.21", "127.0.0.22", "127.0.0.23")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import LONG
+from tests.waiting import LONG
 
 ROOT = Path(__file__).parents[2]
 #: What git would clone.

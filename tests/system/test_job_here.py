@@ -17,7 +17,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.system.running import LONG, PEXECD, JobFolder, adds_up, interrupt, wait_until
+from tests.system.running import PEXECD, JobFolder, adds_up, interrupt
+from tests.waiting import LONG, wait_until
 
 ECHO = """\
 [job]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.running import JobFolder, adds_up, wait_until
+from tests.system.running import JobFolder, adds_up
 from tests.system.sshd import Lab, Sshd, User
+from tests.waiting import wait_until
 
 #: How often the job is run; the full measure is 20.
 RUNS = int(os.environ.get("PEXECD_SHARED_RUNS", "2"))

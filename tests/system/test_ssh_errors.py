@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.system.cable import Computer, Network
-from tests.system.daemon import LIMIT
 from tests.system.sshd import Lab, Sshd
+from tests.waiting import LONG
 
 #: Tries once by each of several settings, on a computer of the network, and tells how it went.
 TRY = """
@@ -63,7 +63,7 @@ class Site:
         address = computer.address if computer else self.there.address
         program = [sys.executable, "-c", TRY, address, *map(str, configs)]
         done = subprocess.run(
-            self.here.command(*program), stdout=subprocess.PIPE, timeout=3 * LIMIT, check=True
+            self.here.command(*program), stdout=subprocess.PIPE, timeout=LONG, check=True
         )
         told: list[list[Any]] = json.loads(done.stdout)
         return told

@@ -19,11 +19,11 @@ from pexecd.jobs.values import HostSpec
 from pexecd.ssh.connector import Connector
 from pexecd.ssh.errors import KeysRejectedError
 from pexecd.ssh.mux import MuxConnection
-from tests.system.daemon import LIMIT
 from tests.system.kerberos import Realm
 from tests.system.running import PEXECD
 from tests.system.sshd import Lab, Sshd
 from tests.system.test_tunnelled_jobs import Work
+from tests.waiting import LONG
 
 reactor: Any = installed_reactor
 #: What users have in their ssh_config.
@@ -80,7 +80,7 @@ class TestKerberos(TestCase):
         with capturedLogs() as events:
             connection: Any = await opener.connect(HostSpec("far", host.address))
         self.addCleanup(connection.close)
-        result = await connection.run("cat; exit 3", b"given", LIMIT)
+        result = await connection.run("cat; exit 3", b"given", LONG)
         self.assertEqual((result.status, result.stdout), (3, b"given"))
         said = [formatEvent(e) for e in events if e["log_namespace"] == "pexecd.ssh.connector"]
         return connection, "\n".join(said)
@@ -94,7 +94,7 @@ class TestKerberos(TestCase):
 
         def status(environ: dict[str, str]) -> int:
             done = subprocess.run(
-                command, env=environ, capture_output=True, timeout=LIMIT, check=False
+                command, env=environ, capture_output=True, timeout=LONG, check=False
             )
             return done.returncode
 

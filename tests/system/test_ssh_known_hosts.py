@@ -22,8 +22,8 @@ from pexecd.errors import HostError
 from pexecd.jobs.values import HostSpec
 from pexecd.ssh.binary import explain
 from pexecd.ssh.connector import Connector
-from tests.system.daemon import LIMIT
 from tests.system.sshd import Lab, Sshd, make_key
+from tests.waiting import LONG
 
 reactor: Any = installed_reactor
 lab: Lab
@@ -183,7 +183,7 @@ class TestSideBySide(TestCase):
     def by_ssh(self, host: Sshd, config: Path) -> str:
         log = Path(tempfile.mkdtemp(dir=lab.folder)) / "log"
         command = ["ssh", "-F", str(config), "-o", "BatchMode=yes", "-E", str(log), "-n"]
-        done = subprocess.run([*command, host.address, "true"], timeout=LIMIT, env={"LC_ALL": "C"})
+        done = subprocess.run([*command, host.address, "true"], timeout=LONG, env={"LC_ALL": "C"})
         if done.returncode == 0:
             return "accepted"
         return type(explain("host", log.read_text(), "", "")).__name__

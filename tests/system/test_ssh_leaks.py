@@ -29,9 +29,9 @@ from pexecd.jobs.values import HostSpec
 from pexecd.ssh.connector import Connector
 from pexecd.ssh.errors import ConnectionLostError
 from pexecd.ssh.transport import Deadlines
-from tests.system.daemon import LIMIT
 from tests.system.sshd import Lab, Sshd, make_key
 from tests.system.test_ssh_ways import HARDENED, jump_to
+from tests.waiting import LONG
 
 reactor: Any = installed_reactor
 ROUNDS = int(os.environ.get("PEXECD_LEAK_ROUNDS", "3"))
@@ -137,7 +137,7 @@ class TestLeaks(TestCase):
     async def settled(self, goal: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
         """What is used when what has just ended is gone."""
         now = used()
-        for _ in range(int(LIMIT / 0.1)):
+        for _ in range(int(LONG / 0.1)):
             await deferLater(reactor, 0.1)
             last, now = now, used()
             if now[1:] == (goal[1:] if goal else last[1:]):
@@ -178,7 +178,7 @@ class TestLeaks(TestCase):
         port = await connection.forward(None, factory_of(Echo))
         once = Once()
         reactor.connectTCP("127.0.0.1", port, ClientOf(once))
-        self.assertEqual(await once.heard.addTimeout(LIMIT, reactor), b"hello")
+        self.assertEqual(await once.heard.addTimeout(LONG, reactor), b"hello")
 
     async def through_the_gate(self) -> None:
         connection = await self.behind.connect(self.host)

@@ -45,9 +45,9 @@ from pexecd.ssh.errors import (
 )
 from pexecd.ssh.mux import MuxConnection
 from pexecd.ssh.transport import Deadlines, Transport
-from tests.system.daemon import LIMIT
 from tests.system.running import PEXECD
 from tests.system.sshd import Lab, Sshd, children, make_key
+from tests.waiting import LONG
 
 reactor: Any = installed_reactor
 DEADLINES = Deadlines()
@@ -80,7 +80,7 @@ def logins(host: Sshd) -> int:
 
 async def becomes_true(what: Any) -> None:
     """Poll, with a deadline."""
-    for _ in range(int(LIMIT / 0.02)):
+    for _ in range(int(LONG / 0.02)):
         if what():
             return
         await deferLater(reactor, 0.02)
@@ -444,7 +444,7 @@ class TestSystemSSH(WaysCase):
 
     def certify(self, authority: Path, key: Path, *options: str) -> None:
         command = ["ssh-keygen", "-q", "-s", str(authority), "-I", "test", *options]
-        subprocess.run([*command, f"{key}.pub"], check=True, timeout=LIMIT)
+        subprocess.run([*command, f"{key}.pub"], check=True, timeout=LONG)
 
     async def test_user_certificates(self) -> None:
         authority = make_key(Path(tempfile.mkdtemp(dir=lab.folder)) / "ca", "ed25519")
@@ -639,7 +639,7 @@ reactor.run()
         def ask() -> socket.socket:
             asking = socket.socket(kind)
             self.addCleanup(asking.close)
-            asking.settimeout(LIMIT)
+            asking.settimeout(LONG)
             asking.connect(there)
             asking.sendall(b"x" * 50_000)
             heard = b""
@@ -757,7 +757,7 @@ def test_a_job_by_all_ways() -> None:
         (folder / name).write_text(text)
     folder.chmod(0o777)
     done = subprocess.run(
-        [*PEXECD, "run", str(folder / "job.ini")], capture_output=True, text=True, timeout=6 * LIMIT
+        [*PEXECD, "run", str(folder / "job.ini")], capture_output=True, text=True, timeout=LONG
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "results.txt").read_text().count("fine") == 3

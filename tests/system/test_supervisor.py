@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.system.running import LONG, JobFolder, adds_up, interrupt, wait_until
+from tests.system.running import JobFolder, adds_up, interrupt
+from tests.waiting import LONG, wait_until
 
 TWISTD = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "pexecd"]
 

@@ -16,8 +16,9 @@ import pytest
 
 from pexecd.store.certificate import Certificate
 from tests.system.cable import Network
-from tests.system.running import PEXECD, JobFolder, adds_up, interrupt, wait_until
+from tests.system.running import PEXECD, JobFolder, adds_up, interrupt
 from tests.system.sshd import Lab, Sshd, User
+from tests.waiting import wait_until
 
 NO_SOCKETS = "AllowStreamLocalForwarding no"
 #: What sshd may forbid, and whether a tunnel is possible then.
