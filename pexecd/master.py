@@ -184,6 +184,7 @@ class RunningSession:
         self.result_names = tuple(rule.name for rule in job.results)
         self.finished: Deferred[Finish] = Deferred()
         self.hosts = {host.name: HostReport() for host in job.hosts}
+        self.slots: dict[str, int] = {}
         self.failures: dict[int, str] = {}
         self.disk = Disk(clock, parts.spool.probe, self.log)
         parts.journal.watch(self.disk.journal_changed)
@@ -342,9 +343,13 @@ class RunningSession:
 
     # --- what clients ask (ISession) ----------------------------------------------------
 
-    def config(self, caller: Caller, platform: str | None) -> Sequence[tuple[str, str]]:
+    def config(
+        self, caller: Caller, platform: str | None, slots: int | None
+    ) -> Sequence[tuple[str, str]]:
         """See ``ISession.config``."""
         job = self.job
+        if slots is not None:
+            self.slots[caller.host] = slots
         pairs = [
             ("DeleteWorker", _yes_no(job.delete_worker)),
             ("DeleteClient", _yes_no(job.delete_client)),

@@ -481,8 +481,12 @@ class ISession(Interface):
     max_result = Attribute("int | None: the limit of an upload's body in bytes.")
     result_names = Attribute("tuple[str, ...]: the names of the job's results.")
 
-    def config(caller: Caller, platform: str | None) -> Sequence[tuple[str, str]]:
+    def config(
+        caller: Caller, platform: str | None, slots: int | None
+    ) -> Sequence[tuple[str, str]]:
         """The key-value pairs of ``/config``, in order; newer keys only for a caller that speaks.
+
+        ``slots`` is how many workers it runs at once, where it says so.
 
         Raises:
             WrongPlatformError: ``platform`` is given, and no executable is for it.

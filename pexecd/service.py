@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -43,6 +44,7 @@ from pexecd.launch.local import Spare
 from pexecd.master import Master, Parts, RunningSession
 from pexecd.notify import Notifier
 from pexecd.openfiles import raise_limit
+from pexecd.pilot import estimate, spread
 from pexecd.ports import ClientOrder, CollectReport
 from pexecd.protocol.site import ProtocolSite
 from pexecd.results import Collector, Judge
@@ -280,8 +282,22 @@ class JobService(Service):
             finish = _in_the_end(finish, session.totals(), report)
             self.status = finish.outcome.value
             self._numbers = numbers = summary(self._snapshot(session), finish, report)
+            if self._start.pilot:
+                numbers["pilot"] = await self._in_thread(self._estimate, session, state, folder)
             self._log.info("the end: {text}", text=lines(numbers)[0])
             statistics.write(lambda _: numbers)
+
+    def _estimate(
+        self, session: RunningSession, state: State, folder: StateFolder
+    ) -> dict[str, Any]:
+        """What the tasks of a pilot say of the others. Blocks."""
+        tasks = state.journal.tasks
+        return estimate(
+            state.recovery.samples(spread(self._start.pilot, tasks)),
+            tasks - session.totals().tasks,
+            sum(session.slots.values()),
+            shutil.disk_usage(folder.path).free,
+        )
 
     def _renew(self, session: RunningSession, statistics: StatisticsFile) -> None:
         at = time.monotonic()
@@ -328,7 +344,7 @@ class JobService(Service):
                 self._log.warn("task {one.task}: {one.reason}", one=record)
         await journal.append(records)
         seconds = self._reactor.seconds()
-        state = await self._in_thread(rebuild, self._job, folder, journal, seconds)
+        state = await self._in_thread(rebuild, self._job, self._start, folder, journal, seconds)
         return state, prepared.rest
 
     def _store_table(self, journal: Journal, rest: Iterator[Line]) -> Deferred[None]:

@@ -21,6 +21,7 @@ from pexecd.jobs import read_table
 from pexecd.jobs.identity import Identity
 from pexecd.jobs.values import Job
 from pexecd.master import FAILURES_TOLD, Executable
+from pexecd.pilot import spread
 from pexecd.ports import JournalRecord, ResultDropped
 from pexecd.store import SEPARATOR, Journal, Line, Recovery, Remapped, StateFolder
 from pexecd.units import Instant
@@ -46,6 +47,8 @@ class Start(NamedTuple):
     retry_failed: bool = False
     #: Give those results to the collect function again for which it raised.
     recollect: bool = False
+    #: Work on so many tasks, spread over the table, and no others; 0: on all.
+    pilot: int = 0
 
 
 class State(NamedTuple):
@@ -197,11 +200,12 @@ def repairs(start: Start, recovery: Recovery) -> list[JournalRecord]:
     return records
 
 
-def rebuild(job: Job, folder: StateFolder, journal: Journal, now: Instant) -> State:
+def rebuild(job: Job, start: Start, folder: StateFolder, journal: Journal, now: Instant) -> State:
     """Rebuild the core from the journal. Blocks.
 
     Args:
         job: the job.
+        start: how to begin.
         folder: its state folder.
         journal: the journal in it, prepared and repaired.
         now: the clock of the deadlines.
@@ -210,8 +214,13 @@ def rebuild(job: Job, folder: StateFolder, journal: Journal, now: Instant) -> St
         StateError: a worker changed just now, or the database is damaged.
     """
     recovery = journal.recovery()
-    core = Session(_policy(job), journal.tasks, now)
+    policy = _policy(job)
+    if start.pilot:
+        policy = policy._replace(duplicates=1)  # that others are slow is what we want to know
+    core = Session(policy, journal.tasks, now)
     core.replay(recovery.replay())
+    if start.pilot:
+        core.choose(spread(start.pilot, journal.tasks))
     return State(
         journal,
         recovery,

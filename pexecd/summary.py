@@ -109,6 +109,7 @@ def summary(
             for task, reason in (collected.not_collected if collected else ())
         ],
         "warnings": [*collected.errors, *collected.warnings] if collected else [],
+        "pilot": None,
         "started": at.started,
         "elapsed_s": round(at.elapsed, 3),
     }
@@ -150,7 +151,37 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         [f"task {one['task']}: {one['reason']}" for one in numbers["not_collected"]],
     )
     text += [f"warning  {warning}" for warning in numbers["warnings"]]
+    if numbers["pilot"] is not None:
+        text += expected(numbers["pilot"])
     return text
+
+
+def expected(pilot: dict[str, Any]) -> list[str]:
+    """What the tasks of a pilot say of the others, as lines for a person.
+
+    Args:
+        pilot: from ``pilot.estimate``.
+    """
+    left = pilot["left"]
+    if not pilot["ran"]:
+        return [f"pilot    none of its tasks is done: nothing can be said of the {left} others"]
+    mean, shortest, longest, median = (
+        duration(took) if (took := pilot[f"{which}_s"]) >= 0.1 else f"{took * 1000:.1f} ms"
+        for which in ("mean", "shortest", "longest", "median")
+    )
+    times = f"{mean} on average, {shortest} to {longest}, half of them up to {median}"
+    text = [f"pilot    {pilot['ran']} tasks took {times}"]
+    if not left:
+        return [*text, "whole    no task is left"]
+    whole = f"whole    {left} tasks are left: about {duration(pilot['work_s'])} of work"
+    if pilot["margin"] is not None:
+        whole += f", give or take {pilot['margin']:.0%}"
+    if pilot["wall_s"] is not None:
+        whole += f"; {duration(pilot['wall_s'])} on the {pilot['slots']} slots that were there"
+    results = f"results  about {size(pilot['result_bytes'])} more"
+    free = f"{size(pilot['free_bytes'])} are free in the state folder"
+    enough = pilot["result_bytes"] < pilot["free_bytes"]
+    return [*text, whole, f"{results}; {free}" if enough else f"{results}, but only {free}"]
 
 
 def _counts(ends: dict[str, int], tickets: int) -> str:
@@ -176,3 +207,15 @@ def duration(seconds: Seconds) -> str:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def size(number: int) -> str:
+    """Bytes for people: ``512 bytes``, ``1.5 GB``."""
+    if number < 1000:
+        return f"{number} bytes"
+    amount, units = float(number), ["kB", "MB", "GB", "TB"]
+    amount /= 1000
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        del units[0]
+    return f"{amount:.1f} {units[0]}" if amount < 9.95 else f"{amount:.0f} {units[0]}"

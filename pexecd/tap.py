@@ -24,7 +24,10 @@ class Options(usage.Options):
     """The command line of ``twistd pexecd``."""
 
     synopsis = "--job JOB [options]"
-    optParameters = [["job", "j", None, "The job file to work on."]]
+    optParameters = [
+        ["job", "j", None, "The job file to work on."],
+        ["pilot", None, 0, "Run so many tasks spread over the table; estimate the whole.", int],
+    ]
     optFlags = [
         ["fresh", None, "Throw away what an earlier run has stored."],
         ["keep-old", None, "Keep earlier results though worker, results or validation changed."],
@@ -48,6 +51,8 @@ class Options(usage.Options):
         """Read the job now, so that its mistakes are told before twistd goes to the background."""
         if self["job"] is None:
             _leave("pexecd: name a job file with --job")
+        if self["pilot"] < 0:
+            _leave(f"pexecd: --pilot {self['pilot']}: expected how many tasks, at least 1")
         try:
             self.job = read_job(Path(self["job"]))
         except BadInputError as error:
@@ -68,7 +73,7 @@ def makeService(options: Options) -> JobService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     log = Logger()
-    start = Start(**{name: bool(options[name.replace("_", "-")]) for name in Start._fields})
+    start = Start(**{name: options[name.replace("_", "-")] for name in Start._fields})
     service = JobService(reactor, options.job, start)
 
     def ended(_: None) -> None:

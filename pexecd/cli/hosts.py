@@ -22,6 +22,7 @@ from pexecd.errors import spoken
 from pexecd.jobs.values import Job
 from pexecd.launch.probe import Finding, Probe
 from pexecd.ssh import Connector
+from pexecd.summary import size
 from pexecd.units import Seconds
 
 #: So many hosts that share a folder are named in a line.
@@ -139,18 +140,6 @@ def _about(finding: Finding) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def size(number: int) -> str:
-    """Bytes for people: ``512 bytes``, ``1.5 GB``."""
-    if number < 1000:
-        return f"{number} bytes"
-    amount, units = float(number), ["kB", "MB", "GB", "TB"]
-    amount /= 1000
-    while amount >= 999.5 and len(units) > 1:
-        amount /= 1000
-        del units[0]
-    return f"{amount:.1f} {units[0]}" if amount < 9.95 else f"{amount:.0f} {units[0]}"
 
 
 def _waiting(left: int) -> Text:

@@ -53,9 +53,15 @@ def main() -> None:
 @click.option(
     "--recollect", is_flag=True, help="Call the collect function again for those where it raised."
 )
+@click.option(
+    "--pilot",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Run N tasks spread over the table and no others; estimate the whole.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON at the end.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the master's log as it is written.")
-def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
+def run(job: Path, pilot: int | None, as_json: bool, verbose: bool, **start: bool) -> None:
     """Work on JOB until every task has its result; show progress, then statistics.
 
     Ctrl-C stops workers and clients; the same command goes on later. When lines of the table
@@ -70,7 +76,7 @@ def run(job: Path, as_json: bool, verbose: bool, **start: bool) -> None:
         from pexecd.cli.run import run_job  # noqa: PLC0415
         from pexecd.state import Start  # noqa: PLC0415
 
-        status = run_job(early, Start(**start), as_json=as_json, verbose=verbose)
+        status = run_job(early, Start(**start, pilot=pilot or 0), as_json=as_json, verbose=verbose)
     except BadInputError as error:
         print(error, file=sys.stderr)
         status = BAD_INPUT

@@ -113,6 +113,8 @@ def _print_end(service: JobService, job: Job, as_json: bool) -> None:
             text.append("again    the same command goes on from here")
         if numbers["failed"]:
             text.append("again    with --retry-failed the failed tasks are tried again")
+        if numbers["pilot"] and numbers["pilot"]["left"]:
+            text.append("again    without --pilot the tasks that are left run")
         if numbers["not_collected"]:
             text.append("again    with --recollect the collect function is called again for those")
     try:

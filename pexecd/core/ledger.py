@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 
 from pexecd.core.effects import (
     TaskDone,
@@ -31,16 +32,17 @@ _ENDS = tuple(End)
 #: How an end is stored: its place in ``End``, from 1; 0 is a ticket that has not ended.
 _CODES = {end: code for code, end in enumerate(_ENDS, 1)}
 
-_FRESH, _OPEN, _DONE, _FAILED = range(4)
+_FRESH, _OPEN, _DONE, _FAILED, _LEFT = range(5)
 #: The phases for the bytes of ``TasksSettled``.
 _SETTLED = bytes.maketrans(b"\0\1\2", bytes((_FRESH, _DONE, _FAILED)))
+_ALL_LEFT = bytes.maketrans(bytes((_FRESH,)), bytes((_LEFT,)))
 
 
 class Ledger:
     """Tickets and their ends, tasks and their phases.
 
     A task is fresh (never begun, or begun and never given out since), open (begun: it has a
-    ``Work``), done or failed.
+    ``Work``), done, failed, or left for a later run.
 
     Args:
         tasks: how many; they are numbered from 1.
@@ -49,7 +51,7 @@ class Ledger:
     def __init__(self, tasks: int) -> None:
         self.tasks = tasks
         #: How many tasks are in each phase.
-        self._in_phase = [tasks, 0, 0, 0]
+        self._in_phase = [tasks, 0, 0, 0, 0]
         #: Tickets given out.
         self.given = 0
         self.works: dict[int, Work] = {}
@@ -79,6 +81,11 @@ class Ledger:
     def failed(self) -> int:
         """How many tasks have failed."""
         return self._in_phase[_FAILED]
+
+    @property
+    def chosen(self) -> int:
+        """How many tasks this run is about: all but those left for a later one."""
+        return self.tasks - self._in_phase[_LEFT]
 
     @property
     def next_ticket(self) -> int:
@@ -116,7 +123,7 @@ class Ledger:
         ends = record.ends
         self._phases[1 : len(ends)] = ends[1:].translate(_SETTLED)
         done, failed = ends.count(1), ends.count(2)
-        self._in_phase = [self.tasks - done - failed, 0, done, failed]
+        self._in_phase = [self.tasks - done - failed, 0, done, failed, 0]
 
     def recall(self, record: TicketGiven) -> None:
         """Note a ticket of an earlier run; its task is opened unless it is settled."""
@@ -204,6 +211,15 @@ class Ledger:
         self._counts_from[record.task] = record.ticket
         self._enter(record.task, _FRESH)
         self.works.pop(record.task, None)
+
+    def choose(self, tasks: Iterable[int]) -> None:
+        """Leave all fresh tasks but these for a later run; no record tells of it."""
+        fresh = [task for task in tasks if self._phases[task] == _FRESH]
+        self._phases = self._phases.translate(_ALL_LEFT)
+        self._in_phase[_LEFT] += self._in_phase[_FRESH]
+        self._in_phase[_FRESH] = 0
+        for task in fresh:
+            self._enter(task, _FRESH)
 
     def use(self, upto: int) -> None:
         """Note that all numbers up to this one were used, whatever for."""

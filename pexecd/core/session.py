@@ -194,6 +194,14 @@ class Session:
                 case _:
                     assert_never(record)
 
+    def choose(self, tasks: Iterable[int]) -> None:
+        """Leave those tasks for a later run that were not begun and are not among these.
+
+        To be called between ``replay`` and ``resume``. The numbers of the session are those of
+        the tasks that are not left, from then on.
+        """
+        self._ledger.choose(tasks)
+
     def resume(
         self, at: Instant, kept: Iterable[int] = (), *, strangers: bool = False
     ) -> list[Effect]:
@@ -271,10 +279,10 @@ class Session:
     def _totals(self) -> dict[str, int]:
         ledger, pending = self._ledger, self._dispatch.pending
         return {
-            "tasks": ledger.tasks,
+            "tasks": ledger.chosen,
             "done": ledger.done,
             "failed": ledger.failed,
-            "running": ledger.tasks - ledger.done - ledger.failed - pending,
+            "running": ledger.chosen - ledger.done - ledger.failed - pending,
             "pending": pending,
             "tickets": ledger.given,
             "judging": self._progress.awaited,
@@ -424,9 +432,9 @@ class Session:
 
     def _check_end(self) -> None:
         ledger, progress, policy = self._ledger, self._progress, self._policy
-        if ledger.done + ledger.failed == ledger.tasks and not progress.awaited:
+        if ledger.done + ledger.failed == ledger.chosen and not progress.awaited:
             if ledger.failed:
-                self._stop(Outcome.SOME_FAILED, f"{ledger.failed} of {ledger.tasks} tasks failed")
+                self._stop(Outcome.SOME_FAILED, f"{ledger.failed} of {ledger.chosen} tasks failed")
             else:
                 self._stop(Outcome.SUCCEEDED, "")
         elif 0 < policy.stop_after <= progress.failures:

@@ -149,7 +149,12 @@ class ConfigResource(ClientResource):
 
     async def respond(self, request: Request) -> None:
         session = self.session(request)
-        pairs = session.config(caller_of(request), optional(request, "platform"))
+        slots = optional(request, "slots")
+        pairs = session.config(
+            caller_of(request),
+            optional(request, "platform"),
+            None if slots is None else read_count(slots),
+        )
         request.answer(200, encode_pairs(pairs))
 
 

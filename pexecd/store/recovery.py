@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from pexecd.store.folder import SPOOL
 from pexecd.store.problems import damaged
 from pexecd.store.reading import read_all_ended, read_failures
 from pexecd.store.schema import open_reader
+from pexecd.units import Seconds
 
 _ENDS = {end.value: end for end in End}
 #: Tickets read together: so few that they stay in the processor's cache.
@@ -170,6 +171,20 @@ class Recovery:
             yield from connection.execute(
                 "SELECT task, ticket FROM settled WHERE task > 0 ORDER BY task"
             )
+
+    def samples(self, tasks: Iterable[int]) -> list[tuple[Seconds, int]]:
+        """How long the tickets of these tasks ran, and the bytes of their results.
+
+        Only of those that are done.
+        """
+        query = (
+            "SELECT tickets.seconds,"
+            " (SELECT coalesce(sum(size), 0) FROM results WHERE ticket = settled.ticket)"
+            " FROM settled JOIN tickets USING (ticket) WHERE settled.task = ?"
+        )
+        with self._reading() as connection:
+            found = [connection.execute(query, (task,)).fetchone() for task in tasks]
+        return [row for row in found if row is not None]
 
     def collected(self) -> dict[str, Collected]:
         """How far each output was written, by its file; all tasks of it in one record."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pexecd.cli.hosts import size
+from pexecd.summary import size
 from tests.system.running import PEXECD, JobFolder
 from tests.system.sshd import Lab, Sshd, free_port
 from tests.system.test_shared_home import own_host

@@ -67,6 +67,56 @@ def test_the_same_command_again_finds_all_done(tmp_path: Path) -> None:
     assert job.statistics()["tickets"] == 5
 
 
+def test_a_pilot_runs_a_few_and_estimates_the_others(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path / "job", ECHO, numbers(40))
+    printed = job.run("--pilot", "4")
+    assert job.lines("results.txt") == ["n|output", "6|6", "16|16", "26|26", "36|36"]
+    assert "pilot    4 tasks took " in printed
+    assert "whole    36 tasks are left: about " in printed
+    assert "results  about 99 bytes more; " in printed
+    assert "again    without --pilot the tasks that are left run" in printed
+    statistics = job.statistics()
+    adds_up(statistics)
+    assert statistics["tasks"] == statistics["done"] == statistics["tickets"] == 4
+    pilot = statistics["pilot"]
+    assert (pilot["ran"], pilot["left"]) == (4, 36)
+    assert pilot["slots"] == len(os.sched_getaffinity(0))
+    job.assert_nothing_left()
+
+    assert "whole    36 tasks are left" in job.run("--pilot", "4")
+    assert job.statistics()["tickets"] == 4, "the same tasks, which are done"
+    printed = job.run()
+    assert "40 done, 0 failed" in printed
+    assert "pilot" not in printed
+    assert job.lines("results.txt") == ["n|output", *(f"{n}|{n}" for n in range(1, 41))]
+    assert job.statistics()["tickets"] == 40
+
+
+def test_a_pilot_that_is_killed_goes_on(tmp_path: Path) -> None:
+    go = tmp_path / "job" / "go"
+    waits = f'sh -c "until test -e {go}; do sleep 0.02; done; echo $n"'
+    text = "[client]\nping = 1\n" + ECHO.replace("echo $n", waits)
+    job = JobFolder(tmp_path / "job", text, numbers(30))
+    first = job.start(*PEXECD, "run", "job.ini", "--pilot", "3")
+    wait_until(lambda: any("until test" in one for one in job.processes().values()))
+    first.kill()
+    first.communicate()
+    go.touch()
+    assert "3 done, 0 failed" in job.run("--pilot", "3")
+    assert job.lines("results.txt") == ["n|output", "6|6", "16|16", "26|26"]
+    assert job.statistics()["tickets"] == 3
+    job.assert_nothing_left()
+
+
+def test_a_pilot_whose_tasks_fail_says_so(tmp_path: Path) -> None:
+    job = JobFolder(tmp_path / "job", ECHO.replace("echo $n", "test $n = 2"), numbers(6))
+    printed = job.run("--pilot", "3", expect=1)  # 2, 4 and 6
+    assert "3: 1 done, 2 failed" in printed
+    assert "pilot    1 tasks took" in printed
+    assert job.lines("failed.txt")[0] == "n"
+    assert [line for line in job.lines("failed.txt")[1:] if line[0] != "#"] == ["4", "6"]
+
+
 FAILING = """\
 [job]
 parameters = table.txt

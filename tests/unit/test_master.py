@@ -447,21 +447,28 @@ class MasterTests(MasterCase):
         assert self.task(CLIENT).command_line == "work 2"
 
     def test_config_says_newer_things_only_to_those_who_ask(self) -> None:
-        assert [key for key, _ in self.session.config(OLD, None)] == [
+        assert [key for key, _ in self.session.config(OLD, None, None)] == [
             "DeleteWorker", "DeleteClient", "Ping",
         ]  # fmt: skip
-        pairs = dict(self.session.config(CLIENT, "linux-x86_64"))
+        pairs = dict(self.session.config(CLIENT, "linux-x86_64", None))
         assert pairs["SHA256"] == "sha"
         assert pairs["Worker"] == "work"
         assert pairs["Environment"] == "THREADS=1"
         again = Caller(pairs["Client"], "node1", managed=True, speaks=True)
-        assert dict(self.session.config(again, None))["Client"] == pairs["Client"]
+        assert dict(self.session.config(again, None, None))["Client"] == pairs["Client"]
+
+    def test_the_slots_of_a_host_are_those_of_its_last_client(self) -> None:
+        self.session.config(CLIENT, None, 2)
+        self.session.config(OLD, None, None)
+        assert self.session.slots == {CLIENT.host: 2}
+        self.session.config(CLIENT, None, 16)
+        assert self.session.slots == {CLIENT.host: 16}
 
     def test_a_platform_without_executable_is_named(self) -> None:
         self.session.close()
         self.session = self.make(platform="linux-x86_64")
         with self.assertRaises(WrongPlatformError) as caught:
-            self.session.config(CLIENT, "darwin-aarch64")
+            self.session.config(CLIENT, "darwin-aarch64", None)
         assert "darwin-aarch64" in str(caught.exception)
         with self.assertRaises(WrongPlatformError):
             self.session.worker(CLIENT, "work", "darwin-aarch64")
@@ -473,7 +480,7 @@ class MasterTests(MasterCase):
         assert self.session.worker(CLIENT, "work", "linux-x86_64").name == "work"
 
     def test_the_tickets_of_a_client_that_died_are_lost_at_once(self) -> None:
-        pairs = dict(self.session.config(CLIENT, None))
+        pairs = dict(self.session.config(CLIENT, None, None))
         caller = Caller(pairs["Client"], "node1", managed=True, speaks=True)
         self.task(caller)
         self.session.client_ended("node1", "signal 9")

@@ -313,3 +313,27 @@ def test_numbers_of_tickets_that_are_left_out_are_not_used_again() -> None:
     assert not session.known(FIRST_TICKET + 5)
     (effect,) = of(TicketGiven, session.handle(TaskAsked(0.0, 1, BERT)))
     assert effect.ticket == FIRST_TICKET + 6
+
+
+def test_only_what_was_chosen_runs_and_counts() -> None:
+    before = Scene(tasks=9, attempts=1)
+    before.done(before.give(ANNA))  # task 1
+    before.fail(before.give(ANNA), "oops")  # task 2
+    begun = before.give(BERT)  # task 3
+    session = Session(Policy(attempts=1, duplicates=1), 9, 0.0)
+    session.replay(record for record in before.records if isinstance(record, Replayed))
+    session.choose([1, 5, 8])
+    assert session.resume(0.0) == []
+    totals = session.totals()
+    assert (totals.tasks, totals.done, totals.failed) == (5, 1, 1)
+    assert (totals.running, totals.pending) == (1, 2)
+
+    tasks = []
+    for number in range(2):
+        (effect,) = of(TicketGiven, session.handle(TaskAsked(0.0, number, ANNA)))
+        tasks.append(effect.task)
+        session.handle(ResultStored(0.0, effect.ticket))
+    assert tasks == [5, 8]
+    assert session.finished is None, "what was begun is ended, too"
+    session.handle(ResultStored(0.0, begun))
+    assert session.finished == Finish(Outcome.SOME_FAILED, "1 of 5 tasks failed")

@@ -131,7 +131,9 @@ class FakeSession:
 
     # --- ISession ----------------------------------------------------------------------------
 
-    def config(self, caller: Caller, platform: str | None) -> Sequence[tuple[str, str]]:
+    def config(
+        self, caller: Caller, platform: str | None, slots: int | None
+    ) -> Sequence[tuple[str, str]]:
         self.callers.append(caller)
         self.platforms.append(platform)
         if platform == "vax":
