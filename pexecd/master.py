@@ -159,6 +159,8 @@ class RunningSession:
     Attributes:
         finished: fires with the core's ``Finish`` when the run is over.
         hosts: how each host is, by name.
+        slots: how many workers the last client of each host runs at once, by name; of those that
+            came since this master began and said it.
         failures: the first failed tasks with their reasons.
         disk: knows whether anything can be stored just now.
     """
